@@ -1,0 +1,5 @@
+//! Placeholder.
+#![no_std]
+
+pub mod message;
+pub use message::*;
