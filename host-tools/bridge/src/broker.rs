@@ -187,9 +187,13 @@ async fn start_rumqttd(password: &str) -> Result<SocketAddr> {
     for _ in 0..5 {
         let addr = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let mut broker = rumqttd::Broker::new(rumqttd_config(addr, password));
-        let thread = std::thread::Builder::new()
-            .name("rumqttd".into())
-            .spawn(move || broker.start())?;
+        let thread =
+            std::thread::Builder::new()
+                .name("rumqttd".into())
+                .spawn(move || match broker.start() {
+                    Ok(()) => {}
+                    Err(e) => tracing::error!("the inner broker failed: {e}"),
+                })?;
         for _ in 0..200 {
             if thread.is_finished() {
                 break;
@@ -277,6 +281,21 @@ mod tests {
         }
         for end in 0..10 {
             assert!(with_login(&good[..end], "u", "p").is_err(), "{end} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_inner_port_is_shut_to_who_does_not_know_the_password() {
+        let inner = start_rumqttd("right").await.expect("started");
+        for (login, welcome) in [(None, false), (Some("wrong"), false), (Some("right"), true)] {
+            let bare = connect(4);
+            let packet = login.map_or(bare.clone(), |password| {
+                with_login(&bare, USER, password).expect("a good packet")
+            });
+            let mut stream = TcpStream::connect(inner).await.expect("open");
+            stream.write_all(&packet).await.expect("written");
+            let answered = matches!(stream.read_u8().await, Ok(0x20));
+            assert_eq!(answered, welcome, "{login:?}");
         }
     }
 
