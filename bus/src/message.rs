@@ -383,6 +383,8 @@ pub enum LeaveReason {
     Commanded,
     /// The bus has no free seat.
     Full,
+    /// Master and slave speak different versions of the protocol.
+    Version,
 }
 
 /// What the master's link tells its application. `sampled_at` is not on the wire.
@@ -407,6 +409,13 @@ pub enum MasterEvent {
         uid: Uid,
         /// Why.
         reason: LeaveReason,
+    },
+    /// A second device with the unique id of a member asks for a seat; it gets none.
+    Duplicate {
+        /// The seat of the member, which stays.
+        node: NodeId,
+        /// The id that both have.
+        uid: Uid,
     },
     /// Some slave tripped.
     Trip,
