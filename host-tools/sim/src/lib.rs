@@ -1,1 +1,2 @@
-//! Placeholder.
+//! A world of cores in virtual time.
+pub mod media;

@@ -1,0 +1,50 @@
+//! Prints what the hot functions cost on this machine: `cargo run --release -p helio-battery --example speed`.
+
+use helio_battery::defaults::NMC_5000MAH;
+use helio_battery::{CellModel, SocFilter, SocInit};
+use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts};
+use std::hint::black_box;
+
+fn main() {
+    let params = black_box(NMC_5000MAH);
+
+    let mut cells = [CellModel::new(0.9); 512];
+    time("cell model, one step of 10 ms", 4_000_000, |k| {
+        let current = if k & 0x80000 == 0 { 5_000.0 } else { -4_000.0 };
+        let cell = &mut cells[(k & 511) as usize];
+        black_box(cell.step(&params, Duration::from_millis(10), current, 24.3));
+    });
+
+    let mut filters = [SocFilter::new(SocInit::Voltage); 512];
+    time(
+        "state of charge filter, one sample of 100 ms",
+        4_000_000,
+        |k| {
+            let round = k / 512;
+            let now = Instant::from_millis(round * 100);
+            let filter = &mut filters[(k & 511) as usize];
+            let mv = 3_700 + (round % 7) as u16;
+            filter.update(
+                &params,
+                now,
+                Milliamps(1_000 + (round % 100) as i32),
+                Millivolts(mv),
+                DeciCelsius(243),
+            );
+        },
+    );
+    black_box(filters[7].soc());
+}
+
+fn time(what: &str, times: u64, mut f: impl FnMut(u64)) {
+    // Best of five, so that a neighbour on the machine does not count.
+    let mut best = f64::MAX;
+    for run in 0..5 {
+        let start = std::time::Instant::now();
+        for k in 0..times / 5 {
+            f(run * (times / 5) + k);
+        }
+        best = best.min(start.elapsed().as_nanos() as f64 / (times / 5) as f64);
+    }
+    println!("{what:<48} {best:8.1} ns");
+}
