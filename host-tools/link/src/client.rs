@@ -203,8 +203,8 @@ impl Client {
         Self::new(name.to_string(), transport)
     }
 
-    /// To a slave of this master, which forwards the datagrams over its bus. All that slaves
-    /// answer is available: the standard groups, not group 64.
+    /// To a slave of this master, which forwards the datagrams over its bus. Slaves answer the
+    /// standard groups; of group 64 they have their own, which goes through [`Self::ask`].
     pub fn to_slave(&self, node: u8) -> Self {
         let peer = format!("slave {node} of {}", self.peer);
         let transport = Transport::Tunnel {

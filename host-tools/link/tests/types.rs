@@ -26,8 +26,8 @@ fn every_kind_has_the_documented_keys_in_json_and_in_cbor() {
     both_ways(concat!(
         r#"{"seq":1,"t_us":2,"kind":"pack","state":"degraded","voltage_mv":null,"#,
         r#""current_ma":-3,"soc_ppm":4,"soc_min_ppm":5,"soc_max_ppm":6,"cell_min_mv":7,"#,
-        r#""cell_max_mv":8,"temp_max_dc":-9,"members":10,"expected":11,"load_ppm":12,"#,
-        r#""latency_max_us":13}"#
+        r#""cell_max_mv":8,"temp_max_dc":-9,"members":10,"expected":11,"#,
+        r#""strings_connected":2,"load_ppm":12,"latency_max_us":13}"#
     ));
     both_ways(concat!(
         r#"{"seq":1,"t_us":2,"kind":"slave","node":3,"uid":"00000000000000ff","#,
@@ -39,7 +39,7 @@ fn every_kind_has_the_documented_keys_in_json_and_in_cbor() {
         r#""sigma_mm":7,"anchors":8,"residual_mm":9}"#
     ));
     both_ways(concat!(
-        r#"{"seq":1,"t_us":2,"kind":"event","what":"alarm","node":3,"severity":"trip","#,
+        r#"{"seq":1,"t_us":2,"kind":"event","what":"alarm","node":3,"uid":"00000000000000ff","severity":"trip","#,
         r#""code":4,"index":5,"value":-6,"active":true,"text":"cell 5 too high"}"#
     ));
     both_ways(

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use helio_link::types::{Anchor, Node, NodeState, Severity};
 use helio_link::{Inbox, Question};
-use helio_smp::heliograph::{self as group, Fault, Tunnelled, reply_tunnelled};
+use helio_smp::heliograph::{self as group, Fault};
 use helio_smp::standard::{self, Stat};
+use helio_smp::tunnel::SlaveTunnel;
 use helio_smp::{Body, MAX_DATAGRAM, Op, Rc, Request, Written, accept, list, read_map};
+use helio_units::Instant;
 
 const STATS: &[Stat<'static>] = &[Stat {
     name: "bus",
@@ -283,23 +285,25 @@ impl Master {
 
     /// Slave 3 answers the standard groups, slave 4 nothing; the others do not exist.
     fn tunnel(&self, request: &Request<'_>, out: &mut [u8]) -> usize {
-        let tunnelled = match Tunnelled::parse(request) {
-            Ok(tunnelled) => tunnelled,
+        let mut tunnel = SlaveTunnel::<1>::new();
+        let forward = match tunnel.handle_request(Instant::ZERO, 0, request) {
+            Ok(forward) => forward,
             Err(fault) => return request.reply(out).fault(fault),
         };
-        match tunnelled.node {
+        let due = match forward.node.get() {
             3 => {
                 let mut inner = [0; group::MAX_TUNNELLED];
-                let n = match accept(tunnelled.datagram, &mut inner) {
+                let n = match accept(forward.datagram, &mut inner) {
                     Ok(r) => standard::handle(&r, &mut inner, group::MAX_TUNNELLED as u16, &[])
                         .unwrap_or_else(|| r.reply(&mut inner).rc(Rc::NotSupported)),
                     Err(n) => n,
                 };
-                reply_tunnelled(request.reply(out), &inner[..n])
+                tunnel.handle_answer(forward.node, &inner[..n], out)
             }
-            4 => request.reply(out).fault(Fault::NoAnswer),
-            _ => request.reply(out).fault(Fault::NoSuchNode),
-        }
+            4 => tunnel.handle_timeout(Instant::MAX, out),
+            _ => tunnel.handle_left(forward.node, out),
+        };
+        due.unwrap().length
     }
 }
 
