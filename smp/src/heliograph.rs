@@ -1,6 +1,8 @@
 //! Group 64, this project's own: numbers that server and clients share. `docs/northbound.md` has
 //! the bodies.
 
+use helio_units::NodeId;
+
 use crate::{MAX_DATAGRAM, Malformed, Rc, Reply, Request, read_map};
 
 /// The group.
@@ -80,8 +82,8 @@ impl Reply<'_> {
 /// A datagram on its way to a slave: the body of a [`TUNNEL`] request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunnelled<'a> {
-    /// The slave's seat, not checked yet.
-    pub node: u8,
+    /// The slave's seat.
+    pub node: NodeId,
     /// How long to wait for its answer, at most [`MAX_TUNNEL_TIMEOUT_MS`].
     pub timeout_ms: u32,
     /// The request, header included; at most [`MAX_TUNNELLED`] octets.
@@ -109,16 +111,14 @@ impl<'a> Tunnelled<'a> {
             return Err(Fault::OutOfRange);
         }
         Ok(Self {
-            node: u8::try_from(node).map_err(|_| Fault::NoSuchNode)?,
+            node: u8::try_from(node)
+                .ok()
+                .and_then(NodeId::new)
+                .ok_or(Fault::NoSuchNode)?,
             timeout_ms,
             datagram,
         })
     }
-}
-
-/// The answer to a [`TUNNEL`] request: the slave's own answer, header included, as it came.
-pub fn reply_tunnelled(reply: Reply<'_>, datagram: &[u8]) -> usize {
-    reply.body(|e| e.map(1)?.str("d")?.bytes(datagram)?.ok())
 }
 
 #[cfg(test)]
@@ -153,12 +153,13 @@ mod tests {
         assert_eq!(
             tunnelled,
             Tunnelled {
-                node: 127,
+                node: NodeId::MAX,
                 timeout_ms: MAX_TUNNEL_TIMEOUT_MS,
                 datagram: &inner
             }
         );
-        let n = reply_tunnelled(request.reply(&mut out), &inner);
+        let reply = request.reply(&mut out);
+        let n = reply.body(|e| e.map(1)?.str("d")?.bytes(&inner)?.ok());
         assert!(n > MAX_TUNNELLED, "{n}");
     }
 

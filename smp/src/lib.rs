@@ -2,7 +2,8 @@
 //!
 //! A server core hands every datagram to [`accept`], offers the request to
 //! [`standard::handle`], answers its own groups through [`Request::reply`], and refuses the rest
-//! with [`Rc::NotSupported`]. Nothing here keeps state except [`serial::Decoder`].
+//! with [`Rc::NotSupported`]. Nothing here keeps state except [`serial::Decoder`] and
+//! [`tunnel::SlaveTunnel`].
 //!
 //! ```text
 //! octet 0        1      2   3   4   5   6    7
@@ -17,6 +18,7 @@
 pub mod heliograph;
 pub mod serial;
 pub mod standard;
+pub mod tunnel;
 
 use minicbor::data::Type;
 use minicbor::encode::{Encoder, Write};

@@ -673,3 +673,6 @@ fn mask(count: u8) -> u16 {
     1u16.checked_shl(u32::from(count))
         .map_or(u16::MAX, |bit| bit - 1)
 }
+
+#[cfg(test)]
+mod tests;

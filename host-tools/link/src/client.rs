@@ -203,8 +203,8 @@ impl Client {
         Self::new(name.to_string(), transport)
     }
 
-    /// To a slave of this master, which forwards the datagrams over its bus. All that slaves
-    /// answer is available: the standard groups, not group 64.
+    /// To a slave of this master, which forwards the datagrams over its bus. Slaves answer the
+    /// standard groups; of group 64 they have their own, which goes through [`Self::ask`].
     pub fn to_slave(&self, node: u8) -> Self {
         let peer = format!("slave {node} of {}", self.peer);
         let transport = Transport::Tunnel {
@@ -308,20 +308,22 @@ impl Client {
             .await
     }
 
-    /// The whole map.
+    /// The whole map; read anew, up to three times, if it changes meanwhile.
     pub async fn map(&self) -> Result<Map, AskError> {
-        'whole: loop {
+        'whole: for _ in 0..3 {
             let mut map: Map = self.ours(Op::Read, group::MAP, &Offset { off: 0 }).await?;
             while map.anchors.len() < map.total as usize {
                 let off = map.anchors.len() as u32;
                 let more: Map = self.ours(Op::Read, group::MAP, &Offset { off }).await?;
-                if more.crc != map.crc || more.version != map.version || more.anchors.is_empty() {
-                    continue 'whole; // changed under our hands
+                if (more.version, more.crc) != (map.version, map.crc) || more.anchors.is_empty() {
+                    continue 'whole;
                 }
                 map.anchors.extend(more.anchors);
             }
             return Ok(map);
         }
+        let why = "the pieces of the map do not make a whole".into();
+        Err(AskError::Malformed(why))
     }
 
     /// Replaces the map; it takes effect when all of it has come.

@@ -14,8 +14,8 @@ use crate::Northbound;
 pub async fn serve_udp(socket: UdpSocket, core: Northbound) -> io::Result<()> {
     let socket = std::sync::Arc::new(socket);
     let mut answering = JoinSet::new();
-    // One octet more than allowed, so that a longer datagram is refused instead of cut.
-    let mut buffer = [0; MAX_DATAGRAM + 1];
+    // What is longer comes cut off, which its header gives away.
+    let mut buffer = [0; MAX_DATAGRAM];
     loop {
         let (n, from) = tokio::select! {
             received = socket.recv_from(&mut buffer) => received?,

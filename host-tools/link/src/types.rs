@@ -94,6 +94,9 @@ pub struct Pack {
     pub members: u16,
     /// Slaves that should be.
     pub expected: u16,
+    /// Strings of slaves in series that are whole and connected.
+    #[serde(default)]
+    pub strings_connected: u16,
 }
 
 /// One line of the table of nodes; on the wire an array in this order.
@@ -163,8 +166,10 @@ pub struct Status {
     /// The pack as one.
     pub pack: Pack,
     /// Number of nodes known.
+    #[serde(default)]
     pub total: u32,
     /// Place of the first one listed here.
+    #[serde(default)]
     pub off: u32,
     /// As many as fit the datagram, from `off` on; [`crate::Client::status`] joins them.
     pub nodes: Vec<Node>,
@@ -283,11 +288,14 @@ pub struct TagRecord {
 /// Something happened. Fields that mean nothing for the event are left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// `joined`, `left`, `replaced`, `quarantined`, `isolated`, `released`, `trip`, `alarm`,
-    /// `command` or `map`.
+    /// `joined`, `left`, `replaced`, `duplicate`, `quarantined`, `isolated`, `released`, `trip`,
+    /// `alarm`, `command` or `map`.
     pub what: String,
     /// Whom it concerns; `None` is the whole.
     pub node: Option<u8>,
+    /// Unique id of the device, 16 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
     /// How bad.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub severity: Option<Severity>,
