@@ -26,14 +26,14 @@ pub mod telemetry;
 use helio_battery::CellParams;
 use helio_battery::balance::{self, BalanceConfig};
 use helio_bus::{
-    Busy, CanFrame, CanOut, Cells, Command, E2eFault, LeaveReason, Mailbox, MasterEvent,
-    MasterLink, Message, Order, Schedule, SerialOut, Severity, SlaveState, State,
+    Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, SlaveState, State,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
 use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
-use helio_units::{Duration, Instant, Millimetres, NodeId, TagId};
+use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
@@ -125,6 +125,9 @@ pub struct Counters {
 
 /// Slaves that clients may ask at the same time.
 const TUNNELS: usize = 8;
+
+/// Orders that may wait, per level check.
+const ORDERS_PER_TICK: usize = 4;
 
 /// Level checks: often enough that a lost order is repeated within a few cycles.
 const TICK: Duration = Duration::from_millis(50);
@@ -220,6 +223,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// The next transmission of the UART.
     pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
         self.link.poll_serial(now)
+    }
+
+    /// Keeps a seat for a device that is known to belong there; see [`MasterLink::reserve`].
+    pub fn reserve(&mut self, node: NodeId, uid: Uid, capabilities: Capabilities) {
+        self.link.reserve(node, uid, capabilities);
     }
 
     /// Tags that the anchors range to, in turn.
@@ -529,7 +537,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// Orders what is wanted and not yet reported.
+    ///
+    /// Whatever switches off goes out at once; of the others a few per tick, so that they do not
+    /// crowd out measurements, which are less urgent on the bus.
     fn reconcile(&mut self) {
+        let mut patient = ORDERS_PER_TICK;
         for (node, seat) in (1..=127).filter_map(NodeId::new).zip(&self.seats) {
             if !seat.is_present() {
                 continue;
@@ -541,7 +553,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                 .unwrap_or(false);
             let gate = !isolate && self.strings.may_conduct(node);
             let summary = &seat.summary;
-            let mut order = |order| {
+            let mut order = |order: Order| {
                 self.link.command(Command {
                     to: Some(node),
                     order,

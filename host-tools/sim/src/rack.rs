@@ -202,6 +202,8 @@ struct Settings {
     master: MasterConfig,
     map: Vec<MapAnchor>,
     tags: Vec<TagId>,
+    /// Who belongs on which seat, in order.
+    roster: Vec<(Uid, Capabilities)>,
 }
 
 #[derive(Default)]
@@ -307,6 +309,10 @@ impl Rack {
             master: config,
             map: plan.map,
             tags,
+            roster: units
+                .iter()
+                .map(|u| (u.config.uid, u.config.capabilities))
+                .collect(),
         };
         let strings = usize::from(plan.strings);
         Self {
@@ -535,7 +541,12 @@ impl Rack {
             if let Some(unit) = sender.and_then(|i| self.units.get_mut(i)) {
                 unit.received += u64::from(new - *old);
             }
-            if meta > 0 {
+            // What a faulty slave says late is its fault's, not the bus's.
+            if meta > 0
+                && sender
+                    .and_then(|i| self.units.get(i))
+                    .is_none_or(|u| !u.faulty)
+            {
                 let ns = self.now.as_nanos().saturating_sub(meta);
                 self.stats.latency[class].add(ns);
                 self.stats.latency_max_ns = self.stats.latency_max_ns.max(ns);
@@ -793,6 +804,7 @@ impl Rack {
                             isolated_at_s: None,
                             isolated_after_ms: None,
                             rejoined_at_s: None,
+                            reconnected_at_s: None,
                         },
                     ));
                 }
@@ -954,6 +966,9 @@ impl Settings {
         // A map that the loader accepted is accepted here.
         let _ = master.load_map(1, &self.map);
         master.set_tags(&self.tags);
+        for (node, (uid, capabilities)) in (1..=127).filter_map(NodeId::new).zip(&self.roster) {
+            master.reserve(node, *uid, *capabilities);
+        }
         master
     }
 }
@@ -965,8 +980,9 @@ fn note(stats: &mut Stats, units: &[Unit], number: u32, at: Instant, event: &Eve
     let mut text = String::new();
     if let Some(alarm) = event.alarm {
         let state = if alarm.active { "active" } else { "over" };
+        let severity = northbound::severity(alarm.severity);
         text = format!(
-            "{} {state}, place {}, value {}",
+            "{severity}: {} {state}, place {}, value {}",
             northbound::code_name(alarm.code),
             alarm.index,
             alarm.value
@@ -986,12 +1002,18 @@ fn note(stats: &mut Stats, units: &[Unit], number: u32, at: Instant, event: &Eve
             continue;
         }
         match event.what {
-            What::Left | What::Quarantined | What::Isolated if affected.isolated_at_s.is_none() => {
-                affected.isolated_at_s = Some(at_s);
-                affected.isolated_after_ms = Some((at_s - affected.fault_at_s) * 1e3);
+            What::Left | What::Quarantined | What::Isolated => {
+                affected.isolated_at_s.get_or_insert(at_s);
+                affected
+                    .isolated_after_ms
+                    .get_or_insert((at_s - affected.fault_at_s) * 1e3);
+                affected.rejoined_at_s = None;
             }
-            What::Joined | What::Replaced | What::Released if affected.isolated_at_s.is_some() => {
-                affected.rejoined_at_s.get_or_insert(at_s);
+            What::Joined | What::Replaced if affected.isolated_at_s.is_some() => {
+                affected.rejoined_at_s = Some(at_s);
+            }
+            What::Released if affected.isolated_at_s.is_some() => {
+                affected.reconnected_at_s = Some(at_s);
             }
             _ => {}
         }
