@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! validate -> prepare (weights) -> start -----------> refine ---> choose side -> check -> Fix
-//!                                  flat: both roots   Gauss-Newton, damped
+//!                                  flat: both roots   Newton, damped
 //! ```
 //!
 //! **Start.** The squared-range problem `min Σ w (|x - a|² - r²)²` is solved globally as a
@@ -18,8 +18,10 @@
 //! **Flat anchors** (a ceiling) are the hard case of that problem: the component along the
 //! normal has lost its sign, not its size, so both roots are constructed, refined and reported.
 //!
-//! **Refinement** maximises the likelihood by Gauss-Newton with damping; its normal matrix is
-//! the Fisher information, whose inverse is the covariance.
+//! **Refinement** maximises the likelihood by Newton's method, with damping, and with the Fisher
+//! information (Gauss-Newton) in place of a Hessian that is not positive definite: near an anchor
+//! residuals bend the likelihood so much that Gauss-Newton alone swings about the minimum. The
+//! covariance is the inverse of the Fisher information.
 
 use crate::math::{Real, Sym3, chi2_limit, count};
 use nalgebra::Vector3;
@@ -36,6 +38,9 @@ const MIN_SIGMA_M: f64 = 1e-5;
 const MAX_EVALUATIONS: usize = 24;
 /// Anchors are thin when their smallest variance is below this share of the middle one.
 const THIN: f64 = 0.15;
+/// Thin anchors tell the side by themselves when the distance from their plane is known to so
+/// many of its variances: six sigmas.
+const TOLD: f64 = 36.0;
 /// A second root whose chi-square is worse by more than this is no alternative: wrong by
 /// chance once in 10⁷ (the difference of costs `D` is normal with mean `D` and variance `4 D`).
 const MIRROR_CHI2: f64 = 30.0;
@@ -186,6 +191,8 @@ pub(crate) struct Term<T> {
     pub range: T,
     /// `1 / σ²`
     pub weight: T,
+    /// `1 / (r σ)²`: weight of the squared range, up to a common factor.
+    share: T,
 }
 
 /// What is known about the height.
@@ -207,25 +214,22 @@ pub(crate) struct Problem<T> {
     floor: T,
 }
 
-/// A minimum of the likelihood, relative to the origin.
+/// Normal equations at a point relative to the origin, on the way to a minimum or there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Minimum<T> {
     pub x: Vector3<T>,
     /// Fisher information.
     pub info: Sym3<T>,
+    /// Half the Hessian of chi-square.
+    hessian: Sym3<T>,
+    /// Minus half the gradient of chi-square.
+    gradient: Vector3<T>,
     pub chi2: T,
     squares: T,
 }
 
-/// Normal equations at one point.
-struct Normal<T> {
-    info: Sym3<T>,
-    gradient: Vector3<T>,
-    chi2: T,
-    squares: T,
-}
-
 impl<T: Real> Problem<T> {
+    #[inline(always)] // saves copying the terms
     pub fn new(
         observations: &[RangeObs<T>],
         height_m: Option<T>,
@@ -246,6 +250,7 @@ impl<T: Real> Problem<T> {
             anchor: Vector3::zeros(),
             range: T::zero(),
             weight: T::zero(),
+            share: T::zero(),
         }; MAX_OBSERVATIONS];
         let mut longest = T::zero();
         for (index, (term, o)) in terms.iter_mut().zip(observations).enumerate() {
@@ -259,10 +264,13 @@ impl<T: Real> Problem<T> {
                 return Err(LocateError::Invalid { index });
             }
             longest = longest.max(o.range_m.max(o.sigma_m));
+            let variance = o.sigma_m * o.sigma_m;
+            let weight = T::one() / variance;
             *term = Term {
                 anchor: Vector3::from(o.anchor_m) - origin,
                 range: o.range_m,
-                weight: T::one() / (o.sigma_m * o.sigma_m),
+                weight,
+                share: weight / (o.range_m * o.range_m).max(variance),
             };
         }
         let height = match height_m {
@@ -329,14 +337,28 @@ impl<T: Real> Problem<T> {
                 .ok_or(LocateError::NotConverged)?;
             return Ok((found, None));
         };
-        // Flat anchors: refine both roots, each from its own side.
+        // Thin anchors: refine both roots, each from its own side, the likelier first.
         let offset = normal * start.depth;
-        let one = self.refine(mask, start.x - offset);
-        let two = self.refine(mask, start.x + offset);
-        let (one, two) = match (one, two) {
-            (Some(one), Some(two)) => (one, two),
+        let below = self.normal(mask, start.x - offset);
+        let above = self.normal(mask, start.x + offset);
+        let below_first = below.chi2 <= above.chi2;
+        let (first, second) = if below_first {
+            (below, above)
+        } else {
+            (above, below)
+        };
+        let unlimited = T::infinity();
+        let first = self.descend(mask, first, unlimited);
+        let limit = first.map_or(unlimited, |m| m.chi2 + T::of(4.0 * MIRROR_CHI2));
+        let (first, second) = match (first, self.descend(mask, second, limit)) {
+            (Some(first), Some(second)) => (first, second),
             (Some(m), None) | (None, Some(m)) => return Ok((m, None)),
             (None, None) => return Err(LocateError::NotConverged),
+        };
+        let (one, two) = if below_first {
+            (first, second)
+        } else {
+            (second, first)
         };
         let apart = (two.x - one.x).norm_squared();
         if apart * self.floor < T::of(1e-8) {
@@ -425,15 +447,10 @@ impl<T: Real> Problem<T> {
                 (flat, t.range * t.range - dz * dz)
             }
         };
-        let weigh = |t: &Term<T>| {
-            let variance = one / t.weight;
-            t.weight / (t.range * t.range).max(variance)
-        };
         let (mut total, mut centre) = (zero, Vector3::zeros());
         for t in self.terms(mask) {
-            let w = weigh(t);
-            total += w;
-            centre += flatten(t).0 * w;
+            total += t.share;
+            centre += flatten(t).0 * t.share;
         }
         if total <= zero {
             return Err(LocateError::Coincident);
@@ -443,7 +460,7 @@ impl<T: Real> Problem<T> {
         let (mut s, mut g, mut beta) = (Sym3::zero(), Vector3::zeros(), zero);
         let mut reach = zero;
         for t in self.terms(mask) {
-            let w = weigh(t) * scale;
+            let w = t.share * scale;
             let (a, r2) = flatten(t);
             let d = a - centre;
             let d2 = d.norm_squared();
@@ -482,19 +499,26 @@ impl<T: Real> Problem<T> {
             // In the plane the linear equations stand (λ = 0), across it the constraint
             // |x|² = α gives the size.
             let along = normal.dot(&g);
-            s.add_outer(trace, &normal);
-            let factor = s.scaled_plus(four, zero).factor();
+            let mut stiff = s;
+            stiff.add_outer(trace, &normal);
+            let factor = stiff.scaled_plus(four, zero).factor();
             let inside = factor
                 .ok_or(LocateError::Collinear)?
                 .solve(&(g - normal * along));
             let room = beta - inside.norm_squared();
-            // Not into the plane itself: there the gradient across it vanishes.
-            let least = beta.abs() * T::of(1e-4) + T::of(MIN_SIGMA_M);
-            return Ok(Start {
-                x: self.raise(inside + centre, known),
-                depth: room.max(least).sqrt(),
-                normal: Some(normal),
-            });
+            // Along the normal, chi-square goes as (t² - room)² + 4 s₁ (t - t₀)²: one minimum
+            // when s₁ > room / 2. And the linear equations know t₀ to 1 / √(s₁ Σw).
+            let single = room < smallest && smallest > largest * T::of(0.01);
+            let told = room * smallest * total > T::of(TOLD);
+            if !single && !told {
+                // Not into the plane itself: there the gradient across it vanishes.
+                let least = beta.abs() * T::of(1e-4) + T::of(MIN_SIGMA_M);
+                return Ok(Start {
+                    x: self.raise(inside + centre, known),
+                    depth: room.max(least).sqrt(),
+                    normal: Some(normal),
+                });
+            }
         }
         // φ(λ) = |x(λ)|² - β - λ/2 falls and is convex right of -4 s₁; its root is the global
         // minimum. Newton from λ = 0 with bisection towards the pole.
@@ -520,7 +544,7 @@ impl<T: Real> Problem<T> {
             if !(next > low && next < high) {
                 next = (low + lambda) / two;
             }
-            let close = (next - lambda).abs() <= T::of(1e-3) * four * smallest;
+            let close = (next - lambda).abs() <= T::of(0.01) * four * smallest;
             lambda = next;
             if close {
                 break;
@@ -540,64 +564,79 @@ impl<T: Real> Problem<T> {
         }
     }
 
-    /// Descends to the minimum next to `x`. `None` when the bound on evaluations is hit.
-    pub fn refine(&self, mask: u32, mut x: Vector3<T>) -> Option<Minimum<T>> {
-        let mut here = self.normal(mask, &x);
+    /// The minimum next to `x`. `None` when the bound on evaluations is hit.
+    pub fn refine(&self, mask: u32, x: Vector3<T>) -> Option<Minimum<T>> {
+        self.descend(mask, self.normal(mask, x), T::infinity())
+    }
+
+    /// Descends to the minimum next to `here`. `None` when the bound on evaluations is hit, or
+    /// when the normal equations foresee a minimum above `limit`.
+    fn descend(&self, mask: u32, mut here: Minimum<T>, limit: T) -> Option<Minimum<T>> {
         let mut damping = T::zero();
         for _ in 0..MAX_EVALUATIONS {
             let load = here.info.trace();
             let tiny = load * T::default_epsilon() * T::of(16.0);
-            let damped = here.info.scaled_plus(T::one(), damping.max(tiny));
-            let step = damped.factor()?.solve(&here.gradient);
-            let there_x = x + step;
-            let there = self.normal(mask, &there_x);
+            let damped = damping.max(tiny);
+            let newton = here.hessian.scaled_plus(T::one(), damped).factor();
+            let factor = match newton {
+                Some(factor) => factor,
+                None => here.info.scaled_plus(T::one(), damped).factor()?,
+            };
+            let step = factor.solve(&here.gradient);
+            let gain = here.gradient.dot(&step);
+            if here.chi2 - gain > limit {
+                return None;
+            }
+            if gain <= T::of(1e-3) && gain >= T::zero() {
+                // A thirtieth of a standard deviation: what comes after is far smaller, and
+                // nothing but the position needs to be computed anew.
+                here.x += step;
+                here.chi2 = (here.chi2 - gain).max(T::zero());
+                return Some(here);
+            }
+            let there = self.normal(mask, here.x + step);
             // Rounding of the sum must not pass for an increase.
             let slack = here.chi2 * T::default_epsilon() * T::of(64.0);
             let downhill = there.chi2 <= here.chi2 + slack; // false for NaN
             if !downhill {
                 damping = (damping * T::of(8.0)).max(load * T::of(1e-3));
-                // Uphill even by a step that no longer matters: this is the minimum.
-                if here.info.quadratic(&step) > T::of(1e-8) || damping < load {
-                    continue;
-                }
-                return Some(here.at(x));
+                continue;
             }
-            let moved = here.info.quadratic(&step);
-            x = there_x;
             here = there;
-            damping *= T::of(0.1);
-            if damping < load * T::of(1e-5) {
-                damping = T::zero();
-            }
-            // A thirtieth of a standard deviation; Gauss-Newton's next step is far smaller.
-            if moved <= T::of(1e-3) {
-                return Some(here.at(x));
-            }
+            damping = if damping > load * T::of(1e-2) {
+                damping * T::of(0.1)
+            } else {
+                T::zero()
+            };
         }
         None
     }
 
     /// Normal equations at `x`.
-    fn normal(&self, mask: u32, x: &Vector3<T>) -> Normal<T> {
-        let mut n = Normal {
+    fn normal(&self, mask: u32, x: Vector3<T>) -> Minimum<T> {
+        let mut n = Minimum {
+            x,
             info: Sym3::zero(),
+            hessian: Sym3::zero(),
             gradient: Vector3::zeros(),
             chi2: T::zero(),
             squares: T::zero(),
         };
+        let mut bend = T::zero();
         for t in self.terms(mask) {
             let d = x - t.anchor;
-            let distance = d.norm_squared().sqrt();
+            // On the anchor itself there is no direction; this takes it as unknown.
+            let distance = d.norm_squared().sqrt().max(T::of(1e-9));
+            let u = d / distance;
             let residual = t.range - distance;
             let pull = t.weight * residual;
             n.chi2 += pull * residual;
             n.squares += residual * residual;
-            // On the anchor itself there is no direction.
-            if distance > T::of(1e-9) {
-                let u = d / distance;
-                n.info.add_outer(t.weight, &u);
-                n.gradient += u * pull;
-            }
+            n.gradient += u * pull;
+            n.info.add_outer(t.weight, &u);
+            let curve = pull / distance;
+            n.hessian.add_outer(curve, &u);
+            bend += curve;
         }
         match self.height {
             Height::Unknown => {}
@@ -608,23 +647,15 @@ impl<T: Real> Problem<T> {
                 n.chi2 += weight * off * off;
             }
             Height::Known(_, None) => {
-                (n.info.xz, n.info.yz) = (T::zero(), T::zero());
+                for m in [&mut n.info, &mut n.hessian] {
+                    (m.xz, m.yz, m.zz) = (T::zero(), T::zero(), T::zero());
+                }
                 n.info.zz = (n.info.xx + n.info.yy) / T::of(2.0);
                 n.gradient.z = T::zero();
             }
         }
+        n.hessian = n.hessian.plus(&n.info, -bend);
         n
-    }
-}
-
-impl<T: Real> Normal<T> {
-    fn at(&self, x: Vector3<T>) -> Minimum<T> {
-        Minimum {
-            x,
-            info: self.info,
-            chi2: self.chi2,
-            squares: self.squares,
-        }
     }
 }
 

@@ -11,9 +11,14 @@ pub trait Real: RealField + Copy {
     fn of(x: f64) -> Self;
     /// For reports and limits.
     fn as_f32(self) -> f32;
+    /// Above every number.
+    fn infinity() -> Self;
 }
 
 impl Real for f32 {
+    fn infinity() -> Self {
+        Self::INFINITY
+    }
     fn of(x: f64) -> Self {
         x as f32
     }
@@ -23,6 +28,9 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    fn infinity() -> Self {
+        Self::INFINITY
+    }
     fn of(x: f64) -> Self {
         x
     }
@@ -84,6 +92,18 @@ impl<T: Real> Sym3<T> {
             yy: self.yy * k + d,
             yz: self.yz * k,
             zz: self.zz * k + d,
+        }
+    }
+
+    /// `self + other + d * I`
+    pub fn plus(&self, other: &Self, d: T) -> Self {
+        Self {
+            xx: self.xx + other.xx + d,
+            xy: self.xy + other.xy,
+            xz: self.xz + other.xz,
+            yy: self.yy + other.yy + d,
+            yz: self.yz + other.yz,
+            zz: self.zz + other.zz + d,
         }
     }
 

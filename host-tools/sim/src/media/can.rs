@@ -64,7 +64,7 @@ impl CanTiming {
     /// Arbitration and data phase in bit/s; classic frames use the first only. `None` unless both
     /// bit times are whole nanoseconds.
     pub const fn new(nominal_bps: u32, data_bps: u32) -> Option<Self> {
-        match (bit_time(nominal_bps), bit_time(data_bps)) {
+        match (super::bit_time(nominal_bps), super::bit_time(data_bps)) {
             (Some(nominal_bit), Some(fast_bit)) => Some(Self {
                 nominal_bit,
                 fast_bit,
@@ -87,13 +87,6 @@ impl CanTiming {
     pub fn frame_time(self, frame: &CanFrame) -> Duration {
         FrameBits::of(frame, false).time(self.nominal_bit, self.fast_bit)
     }
-}
-
-const fn bit_time(bps: u32) -> Option<Duration> {
-    if bps == 0 || 1_000_000_000 % bps != 0 {
-        return None;
-    }
-    Some(Duration::from_nanos(1_000_000_000 / bps as u64))
 }
 
 /// How far a controller may take part.
@@ -442,7 +435,7 @@ impl CanBus {
     /// From now on each frame is hit with this probability by a disturbance that all see, at a
     /// random bit behind the arbitration field.
     pub fn set_corruption(&mut self, probability: f64) {
-        self.corruption = threshold(probability);
+        self.corruption = super::threshold(probability);
     }
 
     /// So are the next `frames` frames, whatever the probability.
@@ -452,7 +445,7 @@ impl CanBus {
 
     /// From now on this receiver overruns and misses frames with this probability.
     pub fn set_receive_loss(&mut self, port: Port, probability: f64) {
-        let threshold = threshold(probability);
+        let threshold = super::threshold(probability);
         self.controllers[port.index()].receive_loss = threshold;
         if threshold == 0 {
             self.lossy.remove(port);
@@ -661,7 +654,7 @@ impl CanBus {
         }
         if corrupted {
             let choices = levels.len() - wire.control;
-            let bit = wire.control + below(&mut self.rng, choices as u64);
+            let bit = wire.control + super::below(&mut self.rng, choices as u64);
             levels[bit] = !levels[bit];
             match bit {
                 b if b < wire.crc_delimiter => consider(bit, CanErrorKind::Bit),
@@ -1006,16 +999,6 @@ fn collision(encoded: &[(Port, Encoded)], senders: PortSet) -> Option<(usize, Po
         .map(|(port, _)| *port)
         .collect();
     Some((bit, losers))
-}
-
-/// A probability as a bound for a uniform `u64`.
-fn threshold(probability: f64) -> u64 {
-    (probability * 18_446_744_073_709_551_616.0) as u64
-}
-
-/// Uniform in `0..n`.
-fn below(rng: &mut ChaCha8Rng, n: u64) -> usize {
-    ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as usize
 }
 
 #[cfg(test)]

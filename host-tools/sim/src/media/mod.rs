@@ -8,6 +8,10 @@ pub mod can;
 pub mod rs485;
 pub mod wire;
 
+use helio_units::Duration;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::RngCore;
+
 /// Most controllers or transceivers on one bus: a master and 127 seats.
 pub const MAX_PORTS: usize = 128;
 
@@ -105,4 +109,22 @@ impl Iterator for Ports {
         self.0 &= self.0 - 1;
         Some(Port(lowest))
     }
+}
+
+/// `None` unless it is a whole number of nanoseconds.
+const fn bit_time(per_second: u32) -> Option<Duration> {
+    if per_second == 0 || 1_000_000_000 % per_second != 0 {
+        return None;
+    }
+    Some(Duration::from_nanos(1_000_000_000 / per_second as u64))
+}
+
+/// A probability as a bound for a uniform `u64`.
+fn threshold(probability: f64) -> u64 {
+    (probability * 18_446_744_073_709_551_616.0) as u64
+}
+
+/// Uniform in `0..n`.
+fn below(rng: &mut ChaCha8Rng, n: u64) -> usize {
+    ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as usize
 }
