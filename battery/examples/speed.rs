@@ -1,7 +1,8 @@
 //! Prints what the hot functions cost on this machine: `cargo run --release -p helio-battery --example speed`.
 
 use helio_battery::defaults::NMC_5000MAH;
-use helio_battery::{CellModel, SocFilter, SocInit};
+use helio_battery::protection::{Limits, Protection};
+use helio_battery::{CellModel, Sample, SocFilter, SocInit};
 use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts};
 use std::hint::black_box;
 
@@ -34,6 +35,44 @@ fn main() {
         },
     );
     black_box(filters[7].soc());
+
+    let mut groups: Vec<_> = (0..32)
+        .map(|_| Protection::new(Limits::nmc(5_000)))
+        .collect();
+    let mut sample = Sample {
+        cell_count: 16,
+        temp_count: 8,
+        ..Sample::EMPTY
+    };
+    time(
+        "protection, one healthy sample of 16 cells",
+        4_000_000,
+        |k| {
+            let round = k / 32;
+            for (n, cell) in sample.cells[..16].iter_mut().enumerate() {
+                *cell = Some(Millivolts(3_700 + ((round + n as u64) & 7) as u16));
+            }
+            sample.temps = [Some(DeciCelsius(250)); 8];
+            sample.current = Some(Milliamps((round % 4_000) as i32));
+            groups[(k & 31) as usize].handle_sample(Instant::from_millis(round * 10), &sample);
+        },
+    );
+    assert!(groups.iter().all(|g| !g.must_open()));
+    time("of which making the sample", 4_000_000, |k| {
+        let round = k / 32;
+        for (n, cell) in sample.cells[..16].iter_mut().enumerate() {
+            *cell = Some(Millivolts(3_700 + ((round + n as u64) & 7) as u16));
+        }
+        sample.temps = [Some(DeciCelsius(250)); 8];
+        sample.current = Some(Milliamps((round % 4_000) as i32));
+        black_box(&sample);
+    });
+    println!("protection of one group: {} bytes", size_of::<Protection>());
+    println!("filter of one cell: {} bytes", size_of::<SocFilter>());
+    println!(
+        "parameters of one cell type: {} bytes",
+        size_of_val(&params)
+    );
 }
 
 fn time(what: &str, times: u64, mut f: impl FnMut(u64)) {

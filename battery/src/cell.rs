@@ -887,7 +887,11 @@ mod tests {
                 v = cell.step(
                     &p,
                     Duration::from_millis(ms),
-                    if t % 3 == 0 { 5_000.0 } else { -1_000.0 },
+                    if t.is_multiple_of(3) {
+                        5_000.0
+                    } else {
+                        -1_000.0
+                    },
                     10.0,
                 );
             }

@@ -5,6 +5,9 @@
 //! use Joseph's form, which keeps the covariance positive although the gain is rounded (Bucy and Joseph 1968). Only the
 //! upper triangle is computed and then mirrored, so the covariance is symmetric to the bit.
 
+// Row and column numbers are what these formulas are made of.
+#![allow(clippy::needless_range_loop)]
+
 use core::ops::{Add, Div, Mul, Sub};
 
 /// The arithmetic that the filter needs; `f32` on target, `f64` to compare with others.

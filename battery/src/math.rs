@@ -13,7 +13,7 @@ pub fn exp2(x: f32) -> f32 {
     let f = x - whole;
     // Taylor series of 2^f on [-0.5, 0.5]; the first dropped term is 1.5e-5 * f^7 < 1.2e-7.
     let p = 1.0
-        + f * (0.693_147_2
+        + f * (core::f32::consts::LN_2
             + f * (0.240_226_5
                 + f * (0.055_504_11
                     + f * (0.009_618_13 + f * (0.001_333_36 + f * 0.000_154_035)))));
@@ -32,7 +32,7 @@ pub fn log2(x: f32) -> f32 {
     // log2(m) = 2/ln2 * atanh(t), t = (m - 1)/(m + 1), |t| < 0.172.
     let t = (m - 1.0) / (m + 1.0);
     let t2 = t * t;
-    e + t * (2.885_390_1 + t2 * (0.961_796_7 + t2 * (0.577_078 + t2 * 0.412_198_6)))
+    e + t * (2.885_39 + t2 * (0.961_796_7 + t2 * (0.577_078 + t2 * 0.412_198_6)))
 }
 
 /// 1 - e^-x for x >= 0 without the cancellation at small x; relative error below 1e-6.
