@@ -172,6 +172,15 @@ impl Seats {
         seat.is_some_and(|s| matches!(s.state, State::Quarantined { .. }))
     }
 
+    /// Keeps a free seat for the device that is known to belong there.
+    pub fn reserve(&mut self, node: NodeId, device: Device) {
+        if let Some(seat) = self.seats.get_mut(node.index())
+            && matches!(seat.state, State::Free)
+        {
+            seat.state = State::Vacant { device };
+        }
+    }
+
     /// A device asks for a seat.
     pub fn claim(&mut self, now: Instant, schedule: &Schedule, uid: Uid) -> Option<NodeId> {
         if let Some(node) = self.find(uid) {

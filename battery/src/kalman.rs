@@ -1,0 +1,173 @@
+//! A small Gaussian belief and its two moves, prediction and scalar measurement. Knows nothing about batteries.
+//!
+//! The transition is diagonal plus one column (every state fades by itself; one state, here the current sensor's bias,
+//! leaks into the others), which a battery filter always is and which costs n² instead of n³. Measurements are scalar and
+//! use Joseph's form, which keeps the covariance positive although the gain is rounded (Bucy and Joseph 1968). Only the
+//! upper triangle is computed and then mirrored, so the covariance is symmetric to the bit.
+
+// Row and column numbers are what these formulas are made of.
+#![allow(clippy::needless_range_loop)]
+
+use core::ops::{Add, Div, Mul, Sub};
+
+/// The arithmetic that the filter needs; `f32` on target, `f64` to compare with others.
+pub trait Real:
+    Copy
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+{
+    /// 0.
+    const ZERO: Self;
+}
+impl Real for f32 {
+    const ZERO: Self = 0.0;
+}
+impl Real for f64 {
+    const ZERO: Self = 0.0;
+}
+
+/// Mean and covariance of N quantities.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gaussian<F, const N: usize> {
+    /// Mean.
+    pub x: [F; N],
+    /// Covariance, symmetric.
+    pub p: [[F; N]; N],
+}
+
+impl<F: Real, const N: usize> Gaussian<F, N> {
+    /// Independent quantities with these means and variances.
+    pub fn new(x: [F; N], variance: [F; N]) -> Self {
+        let mut p = [[F::ZERO; N]; N];
+        for i in 0..N {
+            p[i][i] = variance[i];
+        }
+        Self { x, p }
+    }
+
+    /// Covariance after x' = diag(d) x + noise with variances q. The caller moves the mean, which may be nonlinear.
+    #[inline]
+    pub fn predict(&mut self, d: &[F; N], q: &[F; N]) {
+        for i in 0..N {
+            for j in i..N {
+                let v = self.p[i][j] * d[i] * d[j];
+                self.p[i][j] = v;
+                self.p[j][i] = v;
+            }
+            self.p[i][i] = self.p[i][i] + q[i];
+        }
+    }
+
+    /// Covariance after state `from` has leaked into the others: x' = x + c x\[from\]. `c[from]` must be 0.
+    #[inline]
+    pub fn leak(&mut self, from: usize, c: &[F; N]) {
+        let Some(&row) = self.p.get(from) else { return };
+        let var = row.get(from).copied().unwrap_or(F::ZERO);
+        for i in 0..N {
+            for j in i..N {
+                let v = self.p[i][j] + c[i] * row[j] + c[j] * row[i] + c[i] * c[j] * var;
+                self.p[i][j] = v;
+                self.p[j][i] = v;
+            }
+        }
+    }
+
+    /// P h and its product with h, the variance of the scalar h·x.
+    #[inline]
+    pub fn project(&self, h: &[F; N]) -> ([F; N], F) {
+        let mut g = [F::ZERO; N];
+        let mut s = F::ZERO;
+        for i in 0..N {
+            for j in 0..N {
+                g[i] = g[i] + self.p[i][j] * h[j];
+            }
+            s = s + h[i] * g[i];
+        }
+        (g, s)
+    }
+
+    /// Takes in a measurement y = h·x + noise of variance `r`, of which `innovation` is what the mean did not foresee.
+    /// Does nothing when `r` plus the variance of h·x is not positive.
+    #[inline]
+    pub fn update(&mut self, h: &[F; N], innovation: F, r: F) {
+        let (g, variance) = self.project(h);
+        self.update_projected(h, &g, variance, innovation, r);
+    }
+
+    /// [`Self::update`] for a caller who has looked at `project(h)` before.
+    #[inline]
+    pub fn update_projected(&mut self, h: &[F; N], g: &[F; N], variance: F, innovation: F, r: F) {
+        let s = variance + r;
+        if s.partial_cmp(&F::ZERO) != Some(core::cmp::Ordering::Greater) {
+            return;
+        }
+        let k = g.map(|g| g / s);
+        for i in 0..N {
+            self.x[i] = self.x[i] + k[i] * innovation;
+        }
+        // Joseph: (I - k h') P (I - k h')' + k r k'. First A = (I - k h') P, then b = A h.
+        let mut a = self.p;
+        let mut b = [F::ZERO; N];
+        for i in 0..N {
+            for j in 0..N {
+                a[i][j] = a[i][j] - k[i] * g[j];
+                b[i] = b[i] + a[i][j] * h[j];
+            }
+        }
+        for i in 0..N {
+            for j in i..N {
+                let v = a[i][j] - b[i] * k[j] + r * k[i] * k[j];
+                self.p[i][j] = v;
+                self.p[j][i] = v;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_measurement_weighs_by_variance() {
+        let mut g = Gaussian::<f64, 2>::new([1.0, 0.0], [4.0, 9.0]);
+        g.update(&[1.0, 0.0], 5.0, 1.0);
+        assert!((g.x[0] - 5.0).abs() < 1e-12 && g.x[1] == 0.0);
+        assert!((g.p[0][0] - 0.8).abs() < 1e-12 && g.p[1][1] == 9.0);
+    }
+
+    #[test]
+    fn a_leak_correlates_source_and_target() {
+        let mut g = Gaussian::<f64, 2>::new([0.0, 0.0], [1.0, 4.0]);
+        g.leak(1, &[0.5, 0.0]);
+        assert_eq!(g.p, [[2.0, 2.0], [2.0, 4.0]]);
+    }
+
+    proptest! {
+        #[test]
+        fn f32_covariance_never_goes_indefinite(
+            steps in proptest::collection::vec((-15i8..15, -50i8..50, 1u32..100_000), 1..3000),
+        ) {
+            let mut g = Gaussian::<f32, 3>::new([0.0; 3], [0.1, 100.0, 1e4]);
+            for (slope, innovation, r) in steps {
+                let (slope, innovation) = (f32::from(slope) * 0.1, f32::from(innovation) * 0.1);
+                let r = r as f32 * 1e-4;
+                g.predict(&[1.0, 0.9, 0.999], &[1e-12, 1e-4, 1e-4]);
+                g.leak(2, &[1e-5, 0.1, 0.0]);
+                g.update(&[slope * 1000.0, -1.0, 1.0], innovation, r);
+                let p = g.p;
+                for i in 0..3 {
+                    prop_assert!(p[i][i] > 0.0);
+                    for j in 0..i {
+                        prop_assert_eq!(p[i][j], p[j][i]);
+                        prop_assert!(p[i][j] * p[i][j] <= p[i][i] * p[j][j] * 1.001);
+                    }
+                }
+            }
+        }
+    }
+}

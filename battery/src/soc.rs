@@ -1,0 +1,608 @@
+//! State of charge of one cell, with an honest standard deviation, from current, voltage and temperature.
+//!
+//! An extended Kalman filter over [`CellParams`] with five states:
+//!
+//! | state | unit | what |
+//! |---|---|---|
+//! | `z` | 1 | state of charge |
+//! | `v1`, `v2` | mV | the two RC pairs |
+//! | `b` | mA | offset of the current sensor: measured minus true |
+//! | `e` | mV | what the model gets wrong at the moment: OCV, hysteresis, parameters |
+//!
+//! `e` is why the stated sigma can be believed. A model's error is not noise: it stays for hours. A filter without `e` averages
+//! it away in its books and ends up certain of a wrong answer. Here `e` fades only as charge moves, so at rest a hundred
+//! thousand samples say no more about `z` than `e` allows.
+//!
+//! A belief that is one bell curve cannot say "somewhere between 30 and 95 %", which is what a first voltage on the flat LFP
+//! curve means. So the filter begins with an interval, cut smaller by every sample, and becomes a Kalman filter when the curve
+//! is straight enough over what is left:
+//!
+//! ```text
+//!             first sample              interval small, or the curve straight in it
+//!   New ----------------------> Acquiring --------------------------> Tracking
+//!                                   ^                                     |
+//!                                   '-------------------------------------'
+//!                                     innovations too large for too long
+//! ```
+//!
+//! When tracking, the curve enters not by its tangent but by its chords over ±√3 sigma (the points of second-order central
+//! differences: Nørgaard, Poulsen and Ravn, *Automatica* 36 (2000) 1627), and of the two the flatter one counts.
+
+use crate::cell::{CellParams, Point};
+use crate::kalman::Gaussian;
+use crate::math;
+use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts};
+
+const Z: usize = 0;
+const V1: usize = 1;
+const V2: usize = 2;
+const B: usize = 3;
+const E: usize = 4;
+
+/// Sigma of the current sensor's offset, as a share of the current that empties the cell in one hour.
+const BIAS_C: f32 = 0.02;
+/// The offset drifts by its own sigma in this time [s].
+const BIAS_DRIFT_S: f32 = 36_000.0;
+/// Relative sigma of the resistances.
+const RESISTANCE: f32 = 0.15;
+/// Sigma of the state of charge after one full capacity has moved: error of capacity and of the current's scale.
+const THROUGHPUT: f32 = 0.01;
+/// Sigma of one voltage reading [mV].
+const READING_MV: f32 = 2.0;
+/// The series resistance's error counts as new only so often [s].
+const CORRELATION_S: f32 = 10.0;
+/// The model's error fades to 1/e over this much state of charge ...
+const ERROR_SOC: f32 = 0.3;
+/// ... or this long [s].
+const ERROR_S: f32 = 20_000.0;
+/// Share of the hysteresis that the open-loop hysteresis state may get wrong (1 sigma).
+const HYSTERESIS: f32 = 0.3;
+/// Innovations are averaged over this time to notice that the filter is lost [s].
+const LOST_S: f32 = 20.0;
+/// Mean squared innovation over its variance at which it is; 1 is normal.
+const LOST: f32 = 3.0;
+/// Sigma of a state of charge of which nothing is known.
+const NOTHING_KNOWN: f32 = 0.3;
+/// Share of the hysteresis that an unknown past leaves open (1 sigma).
+const HYSTERESIS_START: f32 = 0.6;
+/// A voltage excludes what is more than so many sigmas away.
+const REACH: f32 = 2.5;
+/// Sigma of the state of charge as a share of the interval that is left: the interval is plus and minus two sigma.
+const SHARE: f32 = 0.25;
+/// Track when the interval is this narrow, or four times this and the curve is straight in it.
+const NARROW: f32 = 0.1;
+/// Longer gaps between samples count as a restart from what is known.
+const GAP: Duration = Duration::from_secs(600);
+
+/// What is known before the first sample.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SocInit {
+    /// Nothing: take it from the first voltage, with the uncertainty that the curve's slope implies.
+    Voltage,
+    /// A remembered value. It is given up where the first voltage contradicts it.
+    Stored {
+        /// State of charge, 0 to 1.
+        soc: f32,
+        /// Its standard deviation.
+        sigma: f32,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    New(SocInit),
+    Acquiring(Interval),
+    Tracking {
+        /// Running mean of squared innovation over its variance; 1 is normal.
+        strain: f32,
+    },
+}
+
+/// Where the state of charge can be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Interval {
+    lo: f32,
+    hi: f32,
+    /// What `hi - lo` was at first.
+    full: f32,
+    /// Time since then [s].
+    age: f32,
+}
+
+impl Interval {
+    fn new(lo: f32, hi: f32) -> Self {
+        Self {
+            lo,
+            hi,
+            full: hi - lo,
+            age: 0.0,
+        }
+    }
+    fn mid(&self) -> f32 {
+        0.5 * (self.lo + self.hi)
+    }
+    fn sigma(&self) -> f32 {
+        SHARE * (self.hi - self.lo)
+    }
+}
+
+/// One sample in the filter's units.
+#[derive(Clone, Copy)]
+struct Reading {
+    ma: f32,
+    mv: f32,
+    temp_c: f32,
+}
+
+/// The filter of one cell. Holds no reference to its parameters, which many cells share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SocFilter {
+    mode: Mode,
+    belief: Gaussian<f32, 5>,
+    /// What rounding has cut off `z` so far; 24 bits do not hold a tenth of a second at C/100.
+    carry: f32,
+    /// Hysteresis state, open loop.
+    h: f32,
+    /// `v1` and `v2` by current alone, to fall back on.
+    open: [f32; 2],
+    current_ma: f32,
+    last: Instant,
+}
+
+impl SocFilter {
+    /// Before the first sample.
+    pub const fn new(initial: SocInit) -> Self {
+        Self {
+            mode: Mode::New(initial),
+            belief: Gaussian {
+                x: [0.5, 0.0, 0.0, 0.0, 0.0],
+                p: [[0.0; 5]; 5],
+            },
+            carry: 0.0,
+            h: 0.0,
+            open: [0.0; 2],
+            current_ma: 0.0,
+            last: Instant::ZERO,
+        }
+    }
+
+    /// State of charge, 0 to 1. Before the first sample, what it was told.
+    pub fn soc(&self) -> f32 {
+        match self.mode {
+            Mode::New(SocInit::Stored { soc, .. }) => soc.clamp(0.0, 1.0),
+            Mode::New(SocInit::Voltage) => 0.5,
+            Mode::Acquiring(interval) => interval.mid().clamp(0.0, 1.0),
+            Mode::Tracking { .. } => self.belief.x[Z].clamp(0.0, 1.0),
+        }
+    }
+
+    /// Standard deviation of [`Self::soc`].
+    pub fn sigma(&self) -> f32 {
+        match self.mode {
+            Mode::New(SocInit::Stored { sigma, .. }) => sigma,
+            Mode::New(SocInit::Voltage) => NOTHING_KNOWN,
+            Mode::Acquiring(interval) => interval.sigma(),
+            Mode::Tracking { .. } => math::sqrt(self.belief.p[Z][Z]),
+        }
+    }
+
+    /// Estimated offset of the current sensor [mA], measured minus true, and its standard deviation.
+    pub fn current_bias_ma(&self) -> (f32, f32) {
+        (self.belief.x[B], math::sqrt(self.belief.p[B][B]))
+    }
+
+    /// Takes in one sample. The current is taken to have changed linearly since the previous one.
+    /// A sample that is not later than the previous one is ignored.
+    pub fn update(
+        &mut self,
+        params: &CellParams,
+        now: Instant,
+        current: Milliamps,
+        v: Millivolts,
+        temp: DeciCelsius,
+    ) {
+        let reading = Reading {
+            ma: current.0 as f32,
+            mv: f32::from(v.0),
+            temp_c: f32::from(temp.0) * 0.1,
+        };
+        let elapsed = now.since(self.last);
+        match self.mode {
+            Mode::New(initial) => self.start(params, reading, initial),
+            _ if elapsed == Duration::ZERO => return,
+            _ if elapsed > GAP => {
+                // What flowed meanwhile is unknown: the old value is worth a little, the voltage decides.
+                let stored = SocInit::Stored {
+                    soc: self.soc(),
+                    sigma: self.sigma() + 0.1,
+                };
+                self.start(params, reading, stored);
+            }
+            mode => {
+                let dt = elapsed.as_secs_f32();
+                let point = params.point(self.soc(), reading.temp_c);
+                let moved = self.predict(params, &point, dt, 0.5 * (self.current_ma + reading.ma));
+                match mode {
+                    Mode::Acquiring(mut known) => {
+                        let drift = 2.0 * (THROUGHPUT * moved.abs() + BIAS_C * dt / 3_600.0);
+                        known.lo -= moved + drift;
+                        known.hi -= moved - drift;
+                        known.age += dt;
+                        self.cut(params, &point, reading, known);
+                    }
+                    Mode::Tracking { strain } => self.correct(params, &point, dt, reading, strain),
+                    Mode::New(_) => {}
+                }
+            }
+        }
+        self.current_ma = reading.ma;
+        self.last = now;
+    }
+
+    /// The first sample. Overvoltages depend on a past that nobody saw: guess half of their end value, with as much doubt.
+    fn start(&mut self, params: &CellParams, reading: Reading, initial: SocInit) {
+        let known = match initial {
+            SocInit::Stored { soc, sigma } if soc.is_finite() && sigma.is_finite() => {
+                let half = 0.5 / SHARE * sigma.clamp(0.002, NOTHING_KNOWN);
+                let soc = soc.clamp(0.0, 1.0);
+                Interval::new((soc - half).max(0.0), (soc + half).min(1.0))
+            }
+            _ => Interval::new(0.0, 1.0),
+        };
+        // Resistances depend a little on the state of charge that is sought: take the one the bare voltage suggests.
+        let (a, b) = params.soc_interval(reading.mv, reading.mv, reading.temp_c);
+        let point = params.point((0.5 * (a + b)).clamp(known.lo, known.hi), reading.temp_c);
+        let one_c = params.capacity_mah();
+        let past = 0.5 * reading.ma.abs() + 0.1 * one_c;
+        self.open = [0.5 * point.r1 * reading.ma, 0.5 * point.r2 * reading.ma];
+        self.belief = Gaussian::new(
+            [
+                known.mid(),
+                self.open[0],
+                self.open[1],
+                self.belief.x[B],
+                0.0,
+            ],
+            [
+                square(known.sigma()),
+                square(point.r1 * past),
+                square(point.r2 * past),
+                square(BIAS_C * one_c),
+                square(params.sigma_mv()) + square(HYSTERESIS_START * point.hysteresis_mv),
+            ],
+        );
+        self.h = 0.0;
+        self.cut(params, &point, reading, known);
+    }
+
+    /// Cuts the interval `known` to what this voltage allows, and begins to track when it is small.
+    fn cut(&mut self, params: &CellParams, point: &Point, reading: Reading, known: Interval) {
+        let Gaussian { x, p } = &self.belief;
+        let Reading { ma, mv, temp_c } = reading;
+        let ocv = mv + point.r0 * (ma - x[B]) + x[V1] + x[V2] - point.hysteresis_mv * self.h;
+        let others = p[V1][V1] + p[V2][V2] + p[E][E];
+        let noise = square(READING_MV) + square(RESISTANCE * point.r0 * ma);
+        let reach = REACH * math::sqrt(others + noise);
+        let (said_lo, said_hi) = params.soc_interval(ocv - reach, ocv + reach, temp_c);
+        let mut interval = Interval {
+            lo: known.lo.max(said_lo),
+            hi: known.hi.min(said_hi),
+            ..known
+        };
+        // When little is left of both, they do not make one sharp value but contradict each other: believe the voltage.
+        if interval.hi - interval.lo < 0.5 * known.full.min(said_hi - said_lo) {
+            interval = Interval {
+                age: known.age,
+                ..Interval::new(said_lo, said_hi)
+            };
+        }
+        self.mode = Mode::Acquiring(interval);
+
+        let Interval { lo, hi, age, .. } = interval;
+        let z = interval.mid();
+        let [below, here, above] = [lo, z, hi].map(|z| params.ocv_mv(z, temp_c));
+        let straight = (above + below - 2.0 * here).abs() < 0.33 * (above - below);
+        let narrow = hi - lo < NARROW || (straight && hi - lo < 4.0 * NARROW);
+        // An overvoltage from an unseen past must not be what the interval rests on.
+        let settled = p[V1][V1] + p[V2][V2] < p[E][E] || age > 2.0 * point.tau2;
+        if narrow && settled {
+            // The voltage that made the interval is not news: it ties the other states to this one, but only by half.
+            let slope = (above - below) / (hi - lo).max(1e-3);
+            let variance = square(interval.sigma()).max(square(0.005));
+            let tie = slope * variance / (others + slope * slope * variance).max(1e-3);
+            let p = &mut self.belief.p;
+            p.iter_mut().for_each(|row| row[Z] = 0.0);
+            p[Z] = [
+                variance,
+                tie * p[V1][V1],
+                tie * p[V2][V2],
+                0.0,
+                -tie * p[E][E],
+            ];
+            for k in [V1, V2, E] {
+                p[k][Z] = p[Z][k];
+            }
+            self.belief.x[Z] = z;
+            self.carry = 0.0;
+            self.mode = Mode::Tracking { strain: 1.0 };
+        }
+    }
+
+    /// Moves the belief by a constant current for `dt` seconds; returns by how much the state of charge fell.
+    #[inline]
+    fn predict(&mut self, params: &CellParams, point: &Point, dt: f32, measured_ma: f32) -> f32 {
+        let x = &mut self.belief.x;
+        let i = measured_ma - x[B];
+        let soc_per_ma = dt / (3_600.0 * params.capacity_mah());
+        let moved = i * soc_per_ma;
+        let g1 = math::one_minus_exp(dt / point.tau1);
+        let g2 = math::one_minus_exp(dt / point.tau2);
+        x[V1] += g1 * (point.r1 * i - x[V1]);
+        x[V2] += g2 * (point.r2 * i - x[V2]);
+        self.open[0] += g1 * (point.r1 * i - self.open[0]);
+        self.open[1] += g2 * (point.r2 * i - self.open[1]);
+        // Kahan's sum.
+        let step = -moved - self.carry;
+        let z = x[Z] + step;
+        self.carry = (z - x[Z]) - step;
+        x[Z] = z;
+        if point.hysteresis_mv > 0.0 {
+            let s = params.hysteresis_rate() * moved;
+            self.h -= math::one_minus_exp(s.abs()) * (if s > 0.0 { 1.0 } else { -1.0 } + self.h);
+        }
+
+        let fade_e = math::one_minus_exp(moved.abs() / ERROR_SOC + dt / ERROR_S);
+        x[E] -= fade_e * x[E];
+        let d = [1.0, 1.0 - g1, 1.0 - g2, 1.0, 1.0 - fade_e];
+        let bias = square(BIAS_C * params.capacity_mah());
+        let error = square(params.sigma_mv()) + square(HYSTERESIS * point.hysteresis_mv);
+        // Noise that keeps a fading state's variance at its stationary value s: (1 - d²) s.
+        let q = [
+            square(THROUGHPUT) * moved.abs(),
+            g1 * (2.0 - g1) * square(RESISTANCE * point.r1 * i),
+            g2 * (2.0 - g2) * square(RESISTANCE * point.r2 * i),
+            bias * (dt / BIAS_DRIFT_S),
+            fade_e * (2.0 - fade_e) * error,
+        ];
+        self.belief.predict(&d, &q);
+        self.belief
+            .leak(B, &[soc_per_ma, -g1 * point.r1, -g2 * point.r2, 0.0, 0.0]);
+        moved
+    }
+
+    #[inline]
+    fn correct(
+        &mut self,
+        params: &CellParams,
+        point: &Point,
+        dt: f32,
+        reading: Reading,
+        strain: f32,
+    ) {
+        let Gaussian { x, p } = &self.belief;
+        let z = x[Z];
+        let half = math::sqrt(3.0 * p[Z][Z]).clamp(0.005, 0.5);
+        let (left, right) = ((z - half).max(-0.02), (z + half).min(1.02));
+        let [below, here, above] = [left, z, right].map(|z| params.ocv_mv(z, reading.temp_c));
+        // The flatter side: a curve that bends is trusted no more than its less telling half.
+        let slope =
+            ((here - below) / (z - left).max(1e-3)).min((above - here) / (right - z).max(1e-3));
+        let i = reading.ma - x[B];
+        let foreseen = here + point.hysteresis_mv * self.h + x[E] - x[V1] - x[V2] - point.r0 * i;
+        let innovation = reading.mv - foreseen;
+        let h = [slope, -1.0, -1.0, point.r0, 1.0];
+        let (g, variance) = self.belief.project(&h);
+        let resistance = square(RESISTANCE * point.r0 * i);
+        let noise = square(READING_MV);
+        let plain = innovation * innovation / (variance + noise + resistance);
+        let strain = strain + math::one_minus_exp(dt / LOST_S) * (plain.min(50.0) - strain);
+        if strain > LOST {
+            // Certain of something wrong: begin anew, near the old value if the voltage agrees.
+            let reach = (6.0 * math::sqrt(p[Z][Z])).max(NARROW);
+            let doubt = |r: f32, own: f32| {
+                square(RESISTANCE * r * (i.abs() + 0.1 * params.capacity_mah())).max(own)
+            };
+            let variance = [
+                p[Z][Z],
+                doubt(point.r1, p[V1][V1]),
+                doubt(point.r2, p[V2][V2]),
+                p[B][B],
+                p[E][E],
+            ];
+            let mean = [z, self.open[0], self.open[1], x[B], 0.0];
+            self.belief = Gaussian::new(mean, variance);
+            return self.cut(params, point, reading, Interval::new(z - reach, z + reach));
+        }
+        self.mode = Mode::Tracking { strain };
+        let mut r = noise + resistance * (CORRELATION_S / dt).max(1.0);
+        let s = variance + r;
+        let ratio = innovation * innovation / s;
+        if ratio > 9.0 {
+            // One reading never pulls harder than one at three sigma (Huber).
+            r += s * (math::sqrt(ratio / 9.0) - 1.0);
+        }
+        self.belief
+            .update_projected(&h, &g, variance, innovation, r);
+        let z = self.belief.x[Z];
+        if !(-0.02..=1.02).contains(&z) {
+            self.belief.x[Z] = z.clamp(-0.02, 1.02);
+            self.carry = 0.0;
+        }
+    }
+}
+
+fn square(x: f32) -> f32 {
+    x * x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::CellModel;
+    use crate::defaults::{LFP_2500MAH, NMC_5000MAH};
+    use std::vec::Vec;
+
+    /// A repeating drive: pulls, coasts, regenerates. Share of 1C.
+    fn drive(second: u64) -> f32 {
+        match second % 60 {
+            0..12 => 1.5,
+            12..30 => 0.4,
+            30..36 => -0.8,
+            36..50 => 0.9,
+            _ => 0.0,
+        }
+    }
+
+    struct Run {
+        truth: f32,
+        estimate: f32,
+        sigma: f32,
+    }
+
+    /// Runs cell and filter side by side at 10 Hz and reports every second.
+    fn run(
+        params: &CellParams,
+        filter: &mut SocFilter,
+        soc: f64,
+        temp_c: f32,
+        seconds: u64,
+        offset_ma: f32,
+    ) -> Vec<Run> {
+        let mut cell = CellModel::new(soc);
+        let mut out = Vec::new();
+        for k in 0..seconds * 10 {
+            let i = drive(k / 10) * params.capacity_mah();
+            let v = cell.step(params, Duration::from_millis(100), i, temp_c);
+            filter.update(
+                params,
+                Instant::from_millis(k * 100),
+                Milliamps((i + offset_ma) as i32),
+                Millivolts(v as u16),
+                DeciCelsius((temp_c * 10.0) as i16),
+            );
+            if k % 10 == 9 {
+                out.push(Run {
+                    truth: cell.soc as f32,
+                    estimate: filter.soc(),
+                    sigma: filter.sigma(),
+                });
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn a_first_voltage_on_a_slope_says_much_and_on_a_plateau_little() {
+        let start = |params: &CellParams, soc: f32| {
+            let mut f = SocFilter::new(SocInit::Voltage);
+            let v = Millivolts(params.ocv_mv(soc, 25.0) as u16);
+            f.update(params, Instant::ZERO, Milliamps(0), v, DeciCelsius(250));
+            (f.soc(), f.sigma())
+        };
+        let (soc, sigma) = start(&NMC_5000MAH, 0.6);
+        assert!((soc - 0.6).abs() < 0.02 && sigma < 0.02, "{soc} {sigma}");
+        let (soc, sigma) = start(&LFP_2500MAH, 0.5);
+        assert!(
+            (soc - 0.5).abs() < 2.0 * sigma && sigma > 0.08,
+            "{soc} {sigma}"
+        );
+    }
+
+    #[test]
+    fn any_wrong_start_is_found_within_two_minutes() {
+        for truth in [0.3f64, 0.5, 0.7, 0.95] {
+            for wrong in [-0.3, -0.1, 0.1, 0.3] {
+                let told = (truth + wrong).clamp(0.0, 1.0);
+                let mut f = SocFilter::new(SocInit::Stored {
+                    soc: told as f32,
+                    sigma: 0.02,
+                });
+                let log = run(&NMC_5000MAH, &mut f, truth, 25.0, 240, 0.0);
+                for r in &log[119..] {
+                    assert!(
+                        (r.estimate - r.truth).abs() < 0.05,
+                        "{truth} told {told}: {} {}",
+                        r.estimate,
+                        r.truth
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_current_offset_does_not_carry_the_estimate_away() {
+        let offset = 0.02 * NMC_5000MAH.capacity_mah();
+        let mut f = SocFilter::new(SocInit::Voltage);
+        let log = run(&NMC_5000MAH, &mut f, 0.95, 25.0, 3_600, offset);
+        // Counting alone would be 2 points off by now.
+        let last = log.last().unwrap();
+        assert!(
+            (last.estimate - last.truth).abs() < 0.007,
+            "{} {}",
+            last.estimate,
+            last.truth
+        );
+    }
+
+    #[test]
+    fn the_lfp_estimate_keeps_its_word() {
+        for start in [1.0, 0.8] {
+            let mut f = SocFilter::new(SocInit::Voltage);
+            let log = run(&LFP_2500MAH, &mut f, start, 25.0, 3_600, 20.0);
+            let inside = log
+                .iter()
+                .filter(|r| (r.estimate - r.truth).abs() < 2.0 * r.sigma)
+                .count();
+            assert!(inside * 100 >= log.len() * 90, "{inside} of {}", log.len());
+        }
+    }
+
+    #[test]
+    fn a_tiny_current_is_counted_although_f32_cannot_hold_one_step_of_it() {
+        let p = NMC_5000MAH;
+        let mut f = SocFilter::new(SocInit::Stored {
+            soc: 0.9,
+            sigma: 0.005,
+        });
+        let point = p.point(0.9, 25.0);
+        f.update(
+            &p,
+            Instant::ZERO,
+            Milliamps(10),
+            Millivolts(p.ocv_mv(0.9, 25.0) as u16),
+            DeciCelsius(250),
+        );
+        let before = f.belief.x[Z];
+        for _ in 0..360_000 {
+            f.predict(&p, &point, 0.01, 10.0 + f.belief.x[B]);
+        }
+        let moved = before - f.belief.x[Z];
+        assert!((moved / (10.0 / 5_000.0) - 1.0).abs() < 1e-3, "{moved}");
+    }
+
+    #[test]
+    fn a_repeated_instant_changes_nothing_and_a_long_gap_restarts() {
+        let p = NMC_5000MAH;
+        let mut f = SocFilter::new(SocInit::Voltage);
+        let v = |soc: f32| Millivolts(p.ocv_mv(soc, 25.0) as u16);
+        f.update(&p, Instant::ZERO, Milliamps(0), v(0.7), DeciCelsius(250));
+        let before = f;
+        f.update(
+            &p,
+            Instant::ZERO,
+            Milliamps(9_999),
+            v(0.1),
+            DeciCelsius(250),
+        );
+        assert_eq!(f, before);
+        f.update(
+            &p,
+            Instant::from_millis(86_400_000),
+            Milliamps(0),
+            v(0.3),
+            DeciCelsius(250),
+        );
+        assert!((f.soc() - 0.3).abs() < 0.03, "{}", f.soc());
+    }
+}
