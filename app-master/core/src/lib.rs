@@ -81,6 +81,8 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     next_slave: Instant,
     next_tick: Instant,
     slave_cursor: usize,
+    /// Place at which the next orders that may wait are looked for.
+    order_cursor: usize,
     load_ppm: u32,
     latency_max_us: u32,
     counters: Counters,
@@ -150,6 +152,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             next_slave: Instant::ZERO + config.slave_period,
             next_tick: Instant::ZERO + TICK,
             slave_cursor: 0,
+            order_cursor: 0,
             load_ppm: 0,
             latency_max_us: 0,
             counters: Counters::default(),
@@ -541,36 +544,29 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Whatever switches off goes out at once; of the others a few per tick, so that they do not
     /// crowd out measurements, which are less urgent on the bus.
     fn reconcile(&mut self) {
-        let mut patient = ORDERS_PER_TICK;
-        for (node, seat) in (1..=127).filter_map(NodeId::new).zip(&self.seats) {
-            if !seat.is_present() {
+        let mut may_wait = ORDERS_PER_TICK;
+        let start = self.order_cursor;
+        for k in 0..SEATS {
+            let place = (start + k) % SEATS.max(1);
+            let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
+            let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
                 continue;
-            }
-            let isolate = self
-                .isolate_wanted
-                .get(node.index())
-                .copied()
-                .unwrap_or(false);
+            };
+            let isolate = self.isolate_wanted.get(place).copied().unwrap_or(false);
             let gate = !isolate && self.strings.may_conduct(node);
-            let summary = &seat.summary;
-            let mut order = |order: Order| {
-                self.link.command(Command {
-                    to: Some(node),
-                    order,
-                })
+            let Some((order, urgent)) = seat.order(isolate, gate) else {
+                continue;
             };
-            let sent = if isolate != (summary.state == SlaveState::Isolated) {
-                order(Order::Isolate(isolate))
-            } else if gate != summary.gate_on && summary.state != SlaveState::Init {
-                order(Order::Gate(gate))
-            } else if seat.balance_mask != 0 || summary.balancing {
-                // Repeated while it lasts: a slave stops bleeding when it hears nothing.
-                order(Order::Balance(seat.balance_mask))
-            } else {
-                Ok(())
-            };
-            // The next tick orders the rest.
-            if sent == Err(Busy) {
+            if !urgent {
+                if may_wait == 0 {
+                    continue;
+                }
+                may_wait -= 1;
+                self.order_cursor = place + 1;
+            }
+            let to = Some(node);
+            // The next tick orders what does not fit the queue.
+            if self.link.command(Command { to, order }).is_err() {
                 return;
             }
         }

@@ -604,7 +604,7 @@ impl Slave {
                     active: true,
                     index: record.index,
                     value: record.value,
-                    at: record.last,
+                    at: record.last.at,
                 };
                 self.link.alarm(now, alarm(&event));
             }
