@@ -28,8 +28,8 @@
 //! frames at the nominal rate, error counters, suspend after an error passive sender, recovery.
 //! Simplified: receivers agree on what they see (a disturbance is seen by all; what only one
 //! receiver misses is an overrun there, [`CanBus::set_receive_loss`]); after an error in the data
-//! phase of an FD frame the flag starts at the end of a whole bit; no overload frames, remote
-//! frames or single-shot mode.
+//! phase of an FD frame the flag starts at the end of a whole bit; a receiver that dies
+//! within a frame still acknowledges it; no overload frames, remote frames or single-shot mode.
 
 use super::wire::{self, Encoded, FrameBits, INTERMISSION};
 use super::{MAX_PORTS, Port, PortSet};
@@ -249,9 +249,15 @@ struct Run {
     frame: CanFrame,
     meta: u64,
     from: Port,
+    /// Who took part in its arbitration.
+    contenders: PortSet,
+    /// Those of them that got another frame since.
+    changed: PortSet,
     senders: PortSet,
     /// Error passive senders that noticed a collision, gave up and disturbed no one.
     quitters: PortSet,
+    /// Where a disturbance hits it, as a share of its bits.
+    flip: Option<u64>,
     start: Instant,
     /// When receivers take it, unless they have or will not.
     deliver: Option<Instant>,
@@ -350,14 +356,17 @@ impl CanBus {
             key: wire::arbitration_key(frame.id),
         });
         self.pending.insert(port);
-        if self.run.is_none() {
-            controller.choose();
-            let hold_until = controller.hold_until;
-            let start = self.boundary(now).max(hold_until);
-            self.next_start = Some(self.next_start.map_or(start, |s| s.min(start)));
-            self.set_due();
-        } else if !self.is_sending(port) {
-            self.controllers[port.index()].choose();
+        match &mut self.run {
+            // It stands by the frame that it began with until this one is over.
+            Some(run) if run.contenders.contains(port) => run.changed.insert(port),
+            Some(_) => controller.choose(),
+            None => {
+                controller.choose();
+                let hold_until = controller.hold_until;
+                let start = self.boundary(now).max(hold_until);
+                self.next_start = Some(self.next_start.map_or(start, |s| s.min(start)));
+                self.set_due();
+            }
         }
         Ok(())
     }
@@ -456,19 +465,12 @@ impl CanBus {
 
     /// Takes a controller off the bus at once, within a bit if need be; its mailboxes are empty.
     pub fn kill(&mut self, now: Instant, port: Port) {
-        if let Some(mut run) = self.run.take() {
-            run.quitters.remove(port);
-            if run.senders.contains(port) {
-                run.senders.remove(port);
-                if run.senders.is_empty() && run.end > now {
-                    self.cut(&mut run, now);
-                }
-            }
-            self.run = Some(run);
-        }
         self.go_offline(port, ControllerState::Off);
         self.recovering.remove(port);
         self.controllers[port.index()].recovery = None;
+        if let Some(run) = self.run.take() {
+            self.run = Some(self.without(run, port, now));
+        }
         self.set_due();
     }
 
@@ -538,40 +540,45 @@ impl CanBus {
     /// Arbitration, and all that follows from who won it.
     fn start(&mut self, at: Instant) {
         self.next_start = None;
-        let (mut lowest, mut senders) = (NOTHING, PortSet::EMPTY);
-        for port in self.pending {
-            let controller = &self.controllers[port.index()];
-            if controller.key > lowest || controller.hold_until > at {
-                continue;
-            }
-            if controller.key < lowest {
-                (lowest, senders) = (controller.key, PortSet::EMPTY);
-            }
-            senders.insert(port);
+        let mut contenders = self.pending;
+        if !self.held.is_empty() {
+            self.held = self.of(self.held, |controller| controller.hold_until > at);
+            contenders = contenders.without(self.held);
         }
-        let Some(from) = senders.first() else {
+        if contenders.is_empty() {
             // Whose frame this start was for has taken it back.
             return self.plan_start(at);
-        };
+        }
         if !self.recovering.is_empty() {
             self.count_recessive(at);
         }
-        if !self.held.is_empty() {
-            self.held = self
-                .held
-                .into_iter()
-                .filter(|port| self.controllers[port.index()].hold_until > at)
-                .collect();
+        let flip = self.draw_corruption();
+        self.run = Some(self.begin(at, contenders, flip));
+    }
+
+    /// Those of `ports` whose controllers are so.
+    fn of(&self, ports: PortSet, so: impl Fn(&Controller) -> bool) -> PortSet {
+        let is_so = |port: &Port| so(&self.controllers[port.index()]);
+        ports.into_iter().filter(is_so).collect()
+    }
+
+    /// What becomes of a frame when these start at once. `flip`: a disturbance at a random bit.
+    fn begin(&self, at: Instant, contenders: PortSet, flip: Option<u64>) -> Run {
+        let (mut lowest, mut senders, mut from) = (NOTHING, PortSet::EMPTY, Port(0));
+        for port in contenders {
+            let key = self.controllers[port.index()].key;
+            if key < lowest {
+                (lowest, senders, from) = (key, port.into(), port);
+            } else if key == lowest {
+                senders.insert(port);
+            }
         }
-        let corrupted = self.draw_corruption();
-        let hears = self.online.without(senders);
-        self.run = Some(if senders.len() == 1 && !corrupted && !hears.is_empty() {
-            let Pending { frame, meta, .. } = self.on_the_wire(from);
-            let bits = FrameBits::of(&frame, self.passive.contains(from));
-            self.whole(at, from, frame, meta, senders, bits)
+        let heard = !self.online.without(senders).is_empty();
+        if senders.len() == 1 && flip.is_none() && heard {
+            self.whole(at, from, contenders, senders)
         } else {
-            self.disturbed(at, senders, corrupted)
-        });
+            self.disturbed(at, contenders, senders, flip)
+        }
     }
 
     fn on_the_wire(&self, port: Port) -> Pending {
@@ -580,23 +587,20 @@ impl CanBus {
             .expect("a pending controller's first mailbox is full")
     }
 
-    fn whole(
-        &self,
-        start: Instant,
-        from: Port,
-        frame: CanFrame,
-        meta: u64,
-        senders: PortSet,
-        bits: FrameBits,
-    ) -> Run {
+    fn whole(&self, start: Instant, from: Port, contenders: PortSet, senders: PortSet) -> Run {
+        let Pending { frame, meta, .. } = self.on_the_wire(from);
         let bit = self.timing.nominal_bit;
+        let bits = FrameBits::of(&frame, self.passive.contains(from));
         let end = start + bits.time(bit, self.timing.fast_bit);
         Run {
             frame,
             meta,
             from,
+            contenders,
+            changed: PortSet::EMPTY,
             senders,
             quitters: PortSet::EMPTY,
+            flip: None,
             start,
             deliver: Some(end - bit),
             delivered: false,
@@ -607,7 +611,13 @@ impl CanBus {
     }
 
     /// A frame with several senders, a disturbance or nobody to acknowledge it, bit by bit.
-    fn disturbed(&mut self, start: Instant, mut senders: PortSet, corrupted: bool) -> Run {
+    fn disturbed(
+        &self,
+        start: Instant,
+        contenders: PortSet,
+        mut senders: PortSet,
+        flip: Option<u64>,
+    ) -> Run {
         let encoded: Vec<(Port, Encoded)> = senders
             .into_iter()
             .map(|p| {
@@ -629,12 +639,12 @@ impl CanBus {
         let from = senders
             .first()
             .expect("whoever drove dominant where others lost is left");
-        let Pending { frame, meta, .. } = self.on_the_wire(from);
-        let wire = Encoded::of(&frame, self.passive.contains(from));
-        let bits = FrameBits::of(&frame, self.passive.contains(from));
-        let whole = self.whole(start, from, frame, meta, senders, bits);
-        let mut run = Run { quitters, ..whole };
-
+        let mut run = Run {
+            quitters,
+            flip,
+            ..self.whole(start, from, contenders, senders)
+        };
+        let wire = Encoded::of(&run.frame, self.passive.contains(from));
         let (ack, unheard) = (
             wire.crc_delimiter + 1,
             self.online.without(senders).without(quitters).is_empty(),
@@ -652,9 +662,9 @@ impl CanBus {
             levels[bit] = false;
             consider(bit, CanErrorKind::Bit);
         }
-        if corrupted {
-            let choices = levels.len() - wire.control;
-            let bit = wire.control + super::below(&mut self.rng, choices as u64);
+        if let Some(share) = flip {
+            let choices = (levels.len() - wire.control) as u128;
+            let bit = wire.control + ((u128::from(share) * choices) >> 64) as usize;
             levels[bit] = !levels[bit];
             match bit {
                 b if b < wire.crc_delimiter => consider(bit, CanErrorKind::Bit),
@@ -698,20 +708,12 @@ impl CanBus {
         let active_sender = !run.senders.without(self.passive).is_empty();
         let receivers = self.online.without(run.senders).without(run.quitters);
         let active_receiver = !receivers.without(self.passive).is_empty();
-        let equal = levels[..=bit]
-            .iter()
-            .rev()
-            .take_while(|&&level| level == levels[bit])
-            .count() as u64;
-        // A receiver takes the sixth equal bit for a stuff error: at `bit` itself, or when it has
-        // seen enough of the senders' flag, dominant or passive. Behind the CRC it sees any error
-        // when the senders do.
-        let answered_after = if bit >= wire.crc_delimiter || equal >= FLAG || !active_receiver {
-            surprised
-        } else if levels[bit] != active_sender {
-            FLAG - equal
+        // Behind the CRC a receiver sees any error when the senders do; before, when it has seen
+        // enough of their flag, dominant or passive, or at once.
+        let (at_rate, nominal_more) = if bit >= wire.crc_delimiter || !active_receiver {
+            (surprised, 0)
         } else {
-            FLAG
+            wire::notices_after(&levels[..=bit], !active_sender)
         };
         let rate = if wire.fast.contains(&bit) {
             fast
@@ -719,37 +721,70 @@ impl CanBus {
             nominal
         };
         run.end = run.start + wire.offset(bit + 1, nominal, fast);
-        run.idle =
-            run.end + rate * answered_after + nominal * (FLAG + ERROR_DELIMITER + INTERMISSION);
+        run.idle = run.end
+            + rate * at_rate
+            + nominal * (nominal_more + FLAG + ERROR_DELIMITER + INTERMISSION);
         run.error = Some(kind);
         if run.deliver.is_some_and(|deliver| deliver >= run.end) {
             run.deliver = None;
         }
     }
 
-    /// The only sender of `run` falls silent at `now`: recessive from there on.
-    fn cut(&self, run: &mut Run, now: Instant) {
+    /// What becomes of `run` now that `dead` has fallen silent.
+    fn without(&self, mut run: Run, dead: Port, now: Instant) -> Run {
+        let was_sender = run.senders.contains(dead);
+        for set in [&mut run.contenders, &mut run.senders, &mut run.quitters] {
+            set.remove(dead);
+        }
+        if !was_sender || run.delivered || run.end <= now {
+            return run;
+        }
         let (nominal, fast) = (self.timing.nominal_bit, self.timing.fast_bit);
         let wire = Encoded::of(&run.frame, self.passive.contains(run.from));
         let sent = (0..wire.bits.len())
             .take_while(|&i| run.start + wire.offset(i + 1, nominal, fast) <= now)
             .count();
-        if sent >= wire.crc_delimiter {
+        // Whoever has sent the same up to here goes on, in arbitration or as one of several.
+        let rivals: PortSet = run
+            .contenders
+            .and(self.pending)
+            .into_iter()
+            .filter(|&port| {
+                let frame = self.on_the_wire(port).frame;
+                let theirs = Encoded::of(&frame, self.passive.contains(port));
+                theirs.bits.get(..sent) == wire.bits.get(..sent)
+            })
+            .collect();
+        if rivals.is_empty() {
+            self.cut(&mut run, &wire, sent, now);
+            return run;
+        }
+        let same = |port: Port| self.on_the_wire(port).frame == run.frame;
+        let flip = run.flip.filter(|_| rivals.into_iter().all(same));
+        let goes_on = self.begin(run.start, rivals, flip);
+        // Those that were out of it before have not come back.
+        Run {
+            changed: run.changed,
+            ..goes_on
+        }
+    }
+
+    /// The only sender of `run` falls silent after so many bits: recessive from there on.
+    fn cut(&self, run: &mut Run, wire: &Encoded, sent: usize, now: Instant) {
+        let (nominal, fast) = (self.timing.nominal_bit, self.timing.fast_bit);
+        let unsent = wire.bits.get(sent..wire.crc_delimiter).unwrap_or(&[]);
+        if unsent.iter().all(|&recessive| recessive) {
             // Nothing dominant was left to send: the frame is complete for its receivers.
             return;
         }
-        let equal = wire.bits[..sent]
-            .iter()
-            .rev()
-            .take_while(|&&recessive| recessive)
-            .count() as u64;
+        let (at_rate, nominal_more) = wire::notices_after(&wire.bits[..sent], true);
         let rate = if wire.fast.contains(&sent) {
             fast
         } else {
             nominal
         };
-        let begin = run.start + wire.offset(sent, nominal, fast);
-        run.end = (begin + rate * FLAG.saturating_sub(equal)).max(now);
+        let silent = run.start + wire.offset(sent, nominal, fast);
+        run.end = (silent + rate * at_rate + nominal * nominal_more).max(now);
         run.idle = run.end + nominal * (FLAG + ERROR_DELIMITER + INTERMISSION);
         run.error = Some(CanErrorKind::Stuff);
         run.deliver = None;
@@ -793,6 +828,8 @@ impl CanBus {
                 self.controllers[port.index()].hold_until =
                     run.idle + self.timing.nominal_bit * SUSPEND;
             }
+        }
+        for port in run.senders.or(run.quitters).or(run.changed) {
             self.settle(port);
         }
         self.plan_start(run.idle);
@@ -978,12 +1015,14 @@ impl CanBus {
         }
     }
 
-    fn draw_corruption(&mut self) -> bool {
-        if self.corrupt_next > 0 {
+    fn draw_corruption(&mut self) -> Option<u64> {
+        let hit = if self.corrupt_next > 0 {
             self.corrupt_next -= 1;
-            return true;
-        }
-        self.corruption > 0 && self.rng.next_u64() < self.corruption
+            true
+        } else {
+            self.corruption > 0 && self.rng.next_u64() < self.corruption
+        };
+        hit.then(|| self.rng.next_u64())
     }
 }
 

@@ -95,7 +95,11 @@ fn fd_bits(frame: &CanFrame, passive: bool) -> FrameBits {
     }
     FrameBits {
         nominal: head_len + slow.count + TRAILER - 1,
-        fast: 5 + 8 * frame.data().len() as u32 + fast.count + fd_crc(frame).field_len() + 1,
+        fast: 5
+            + 8 * frame.data().len() as u32
+            + fast.count
+            + FdCrc::of(frame.data().len()).field_len()
+            + 1,
     }
 }
 
@@ -124,17 +128,12 @@ fn fd_head(frame: &CanFrame) -> (u64, u32) {
 
 /// Data length code.
 fn dlc(frame: &CanFrame) -> u8 {
-    match frame.data().len() {
-        n @ 0..=8 => n as u8,
-        12 => 9,
-        16 => 10,
-        20 => 11,
-        24 => 12,
-        32 => 13,
-        48 => 14,
-        _ => 15,
-    }
+    let len = frame.data().len();
+    LENGTHS.iter().take_while(|&&l| l < len).count() as u8
 }
+
+/// Bytes by data length code.
+const LENGTHS: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 32, 48, 64];
 
 /// What arbitration compares, most significant bit first, dominant as 0: identifier, RTR/SRR and
 /// IDE. Lower wins. `u32::MAX` belongs to no frame.
@@ -160,6 +159,11 @@ struct FdCrc {
 }
 
 impl FdCrc {
+    /// For so many bytes of data.
+    const fn of(bytes: usize) -> Self {
+        if bytes <= 16 { CRC17 } else { CRC21 }
+    }
+
     /// Stuff bit count and CRC with a fixed stuff bit before every fourth bit.
     const fn field_len(self) -> u32 {
         let bits = 4 + self.width;
@@ -189,14 +193,6 @@ const CRC21: FdCrc = FdCrc {
     width: 21,
     poly: 0x10_2899,
 };
-
-fn fd_crc(frame: &CanFrame) -> FdCrc {
-    if frame.data().len() <= 16 {
-        CRC17
-    } else {
-        CRC21
-    }
-}
 
 /// Counts stuff bits a byte at a time.
 ///
@@ -294,7 +290,7 @@ impl Encoded {
             writer.number(u64::from(byte), 8);
         }
         if frame.fd {
-            writer.fd_crc_field(fd_crc(frame));
+            writer.fd_crc_field(FdCrc::of(frame.data().len()));
         } else {
             let content = writer
                 .plain
@@ -323,6 +319,108 @@ impl Encoded {
     pub fn offset(&self, index: usize, nominal_bit: Duration, fast_bit: Duration) -> Duration {
         let fast = index.clamp(self.fast.start, self.fast.end) - self.fast.start;
         nominal_bit * (index - fast) as u64 + fast_bit * fast as u64
+    }
+}
+
+/// How long a receiver that has seen the bits `shown` of a frame, the last of them wrong, takes to
+/// notice when the level stays at `then`: bits up to the CRC delimiter, and nominal bits behind it.
+pub fn notices_after(shown: &[bool], then: bool) -> (u64, u64) {
+    let mut decoder = Decoder::default();
+    if shown.iter().any(|&bit| decoder.push(bit)) {
+        return (0, 0);
+    }
+    let (mut bits, mut behind) = (0, 0);
+    loop {
+        match decoder.trailer {
+            0 => bits += 1,
+            _ => behind += 1,
+        }
+        if decoder.push(then) {
+            return (bits, behind);
+        }
+    }
+}
+
+/// Follows a frame that is known to be wrong as a receiver does, until it notices.
+#[derive(Default)]
+struct Decoder {
+    /// Without stuff bits, up to the end of what is stuffed after five.
+    plain: Vec<bool>,
+    last: bool,
+    run: u8,
+    /// Bits seen of an FD frame's CRC field.
+    field: u32,
+    /// Bits seen from the CRC delimiter on.
+    trailer: u32,
+}
+
+/// What follows from a header.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Bits that are stuffed after five.
+    stuffed: usize,
+    /// Bits of an FD frame's CRC field; zero in a classic frame.
+    field: u32,
+}
+
+impl Decoder {
+    /// Whether this bit shows that something is wrong.
+    fn push(&mut self, level: bool) -> bool {
+        let shape = self.shape();
+        if let Some(shape) = shape.filter(|shape| shape.stuffed == self.plain.len()) {
+            if self.field < shape.field {
+                let fixed = self.field.is_multiple_of(5);
+                let wrong = fixed && level == self.last;
+                self.field += 1;
+                self.last = level;
+                return wrong;
+            }
+            if shape.field > 0 || self.run < 5 {
+                self.trailer += 1;
+                return match self.trailer {
+                    1 => !level,
+                    2 => false,
+                    // A wrong CRC is signalled behind the ACK delimiter.
+                    _ => true,
+                };
+            }
+        }
+        let stuff = self.run == 5;
+        if stuff && level == self.last {
+            return true;
+        }
+        self.run = if level == self.last { self.run + 1 } else { 1 };
+        self.last = level;
+        if !stuff {
+            self.plain.push(level);
+        }
+        false
+    }
+
+    /// `None` until the length code is known.
+    fn shape(&self) -> Option<Shape> {
+        let fdf_at = if *self.plain.get(13)? { 33 } else { 14 };
+        let fd = *self.plain.get(fdf_at)?;
+        let dlc_at = match (fd, fdf_at) {
+            (true, _) => fdf_at + 4,
+            (false, 14) => 15,
+            (false, _) => 35,
+        };
+        let dlc = self.plain.get(dlc_at..dlc_at + 4)?;
+        let code = dlc.iter().fold(0, |n, &bit| n << 1 | usize::from(bit));
+        let data_at = dlc_at + 4;
+        Some(if fd {
+            let bytes = LENGTHS[code];
+            Shape {
+                stuffed: data_at + 8 * bytes,
+                field: FdCrc::of(bytes).field_len(),
+            }
+        } else {
+            Shape {
+                stuffed: data_at + 8 * code.min(8) + 15,
+                field: 0,
+            }
+        })
     }
 }
 
