@@ -232,6 +232,33 @@ pub enum BusKind {
     Rs485At4M,
 }
 
+impl BusKind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Can500k,
+        Self::Can1M,
+        Self::CanFd,
+        Self::Rs485At1M,
+        Self::Rs485At4M,
+    ];
+
+    /// As commands, scenario files and clients write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Can500k => "can-500k",
+            Self::Can1M => "can-1m",
+            Self::CanFd => "canfd",
+            Self::Rs485At1M => "rs485-1m",
+            Self::Rs485At4M => "rs485-4m",
+        }
+    }
+
+    /// The bus of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 /// A CAN or CAN FD frame as controllers take it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CanFrame {
@@ -383,6 +410,8 @@ pub enum LeaveReason {
     Commanded,
     /// The bus has no free seat.
     Full,
+    /// Master and slave speak different versions of the protocol.
+    Version,
 }
 
 /// What the master's link tells its application. `sampled_at` is not on the wire.
@@ -407,6 +436,13 @@ pub enum MasterEvent {
         uid: Uid,
         /// Why.
         reason: LeaveReason,
+    },
+    /// A second device with the unique id of a member asks for a seat; it gets none.
+    Duplicate {
+        /// The seat of the member, which stays.
+        node: NodeId,
+        /// The id that both have.
+        uid: Uid,
     },
     /// Some slave tripped.
     Trip,

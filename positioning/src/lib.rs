@@ -1,2 +1,24 @@
-//! Placeholder.
+//! Where a tag is: lateration, integrity, tracking and the map of anchors.
+//!
+//! Pure functions and small states; the master core drives them with ranges as they come off
+//! the bus, the host tools with recorded ones. Nothing here owns a clock, allocates, loops
+//! without a bound or panics.
+//!
+//! Lengths are metres in the room frame (z up) unless a name says otherwise. Everything is
+//! generic over `f32` (target) and `f64` (host) by [`Real`].
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+mod locate;
+mod map;
+mod math;
+#[cfg(test)]
+mod sample;
+
+pub use locate::{
+    Fix, LocateError, MAX_OBSERVATIONS, Options, RangeObs, Side, locate_2d, locate_3d,
+};
+pub use map::{Anchor, AnchorMap, MapError};
+pub use math::Real;

@@ -1,2 +1,860 @@
-//! Placeholder.
+//! Master core: joins the slaves of one bus to a pack and an anchor field, and answers clients.
+//!
+//! Frames go in through `handle_can` or `handle_serial`, time through [`Master::handle_timeout`],
+//! client datagrams through [`Master::handle_smp`]; frames come out of `poll_can` or `poll_serial`.
+//! It owns no clock, pin or thread, so firmware and simulator run the same code.
+//!
+//! ```text
+//!  bus --> MasterLink --events--> Seat[n] --> Strings --orders--> MasterLink --> bus
+//!                           |        |  SocFilter per cell
+//!                           |        '--> PackFigures --.
+//!                           '--> Epoch --> locate ------+--> Log --> handle_smp --> clients
+//!                                  AnchorMap -'         '
+//! ```
+//!
+//! Orders are levels, not edges: what a slave reports is compared with what is wanted, and the
+//! order is repeated until they agree, so a lost frame costs a cycle and nothing else.
 #![no_std]
+#![forbid(unsafe_code)]
+
+mod locate;
+pub mod map;
+pub mod northbound;
+pub mod pack;
+pub mod telemetry;
+
+use helio_battery::CellParams;
+use helio_battery::balance::{self, BalanceConfig};
+use helio_bus::{
+    Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, SlaveState, State,
+};
+use helio_smp::heliograph::{self, Fault};
+use helio_smp::standard::{self, Stat};
+use helio_smp::tunnel::{Due, SlaveTunnel};
+use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
+use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
+
+use map::{AnchorMap, Epoch, MapAnchor};
+use northbound::{MapPiece, SeatStatus, StatusHead};
+use pack::{PackFigures, Seat, StringDecision, Strings, Topology};
+use telemetry::{Event, Log, Record, SlaveFigures, What};
+
+/// What an integrator decides.
+#[derive(Clone, Debug)]
+pub struct MasterConfig {
+    /// Shown to clients.
+    pub name: heapless::String<24>,
+    /// Timing of the bus.
+    pub schedule: Schedule,
+    /// How seats form strings.
+    pub topology: Topology,
+    /// The kind of cell in this pack.
+    pub cell: CellParams,
+    /// When and what to balance.
+    pub balance: BalanceConfig,
+    /// Height at which tags move, for anchors that cannot tell it (a flat ceiling); `None`: 3D.
+    pub tag_height_mm: Option<i32>,
+    /// 1-sigma of a range, millimetres.
+    pub range_sigma_mm: u32,
+    /// How often each slave is recorded.
+    pub slave_period: Duration,
+    /// How often the pack is recorded.
+    pub pack_period: Duration,
+}
+
+/// The master of one bus with up to `SEATS` slaves, remembering `LOG` records.
+pub struct Master<const SEATS: usize, const LOG: usize> {
+    config: MasterConfig,
+    link: MasterLink,
+    seats: [Seat; SEATS],
+    strings: Strings,
+    log: Log<LOG>,
+    map: AnchorMap,
+    epoch: Epoch,
+    /// When the epoch being gathered is closed, complete or not.
+    epoch_ends: Option<Instant>,
+    gate_wanted: bool,
+    balance_wanted: bool,
+    isolate_wanted: [bool; SEATS],
+    next_pack: Instant,
+    next_slave: Instant,
+    next_tick: Instant,
+    slave_cursor: usize,
+    /// Place at which the next orders that may wait are looked for.
+    order_cursor: usize,
+    load_ppm: u32,
+    latency_max_us: u32,
+    counters: Counters,
+    tunnel: SlaveTunnel<TUNNELS>,
+    left: heapless::Deque<NodeId, TUNNELS>,
+}
+
+/// Classes of cyclic messages that carry measurements; places in [`Counters::accepted`].
+pub const CLASSES: [&str; 5] = ["summary", "cells", "temperatures", "ranges", "state"];
+
+fn class_of(message: &Message) -> Option<usize> {
+    Some(match message {
+        Message::Summary(..) => 0,
+        Message::CellChunk { .. } => 1,
+        Message::TempChunk { .. } => 2,
+        Message::RangeChunk { .. } | Message::Ranges(..) => 3,
+        Message::State(..) => 4,
+        Message::Trip | Message::Alarm(..) | Message::Sync(_) | Message::Command(_) => return None,
+    })
+}
+
+/// What the master counted since it started, for the stat group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Cyclic messages that passed their end-to-end check, by class.
+    pub accepted: [u32; CLASSES.len()],
+    /// Those that did not.
+    pub rejected: u32,
+    /// Messages found missing by their counters.
+    pub lost: u32,
+    /// Trips heard.
+    pub trips: u32,
+    /// Slaves that joined.
+    pub joins: u32,
+    /// Slaves that left.
+    pub leaves: u32,
+    /// Position fixes.
+    pub fixes: u32,
+    /// Epochs from which no position could be computed.
+    pub no_fixes: u32,
+}
+
+/// Slaves that clients may ask at the same time.
+const TUNNELS: usize = 8;
+
+/// Orders that may wait, per level check.
+const ORDERS_PER_TICK: usize = 4;
+
+/// Level checks: often enough that a lost order is repeated within a few cycles.
+const TICK: Duration = Duration::from_millis(50);
+
+impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
+    /// Starts with nobody on the bus, all strings open and the pack wanted on.
+    pub fn new(config: MasterConfig) -> Self {
+        Self {
+            link: MasterLink::new(config.schedule),
+            seats: core::array::from_fn(|_| Seat::default()),
+            strings: Strings::new(config.topology),
+            log: Log::default(),
+            map: AnchorMap::default(),
+            epoch: Epoch::default(),
+            epoch_ends: None,
+            gate_wanted: true,
+            balance_wanted: true,
+            isolate_wanted: [false; SEATS],
+            next_pack: Instant::ZERO + config.pack_period,
+            next_slave: Instant::ZERO + config.slave_period,
+            next_tick: Instant::ZERO + TICK,
+            slave_cursor: 0,
+            order_cursor: 0,
+            load_ppm: 0,
+            latency_max_us: 0,
+            counters: Counters::default(),
+            tunnel: SlaveTunnel::new(),
+            left: heapless::Deque::new(),
+            config,
+        }
+    }
+
+    /// A frame that the CAN controller received.
+    pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.link.handle_can(now, frame);
+        self.drain(now);
+    }
+
+    /// The frame in this mailbox is on the wire.
+    pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.link.handle_sent(now, mailbox);
+    }
+
+    /// Characters that the UART received; `now` is the end of the last one.
+    pub fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
+        self.link.handle_serial(now, bytes);
+        self.drain(now);
+    }
+
+    /// The UART saw a break.
+    pub fn handle_break(&mut self, now: Instant) {
+        self.link.handle_break(now);
+        self.drain(now);
+    }
+
+    /// Early and repeated calls are harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.link.handle_timeout(now);
+        self.drain(now);
+        if self.epoch_ends.is_some_and(|at| now >= at) {
+            self.close_epoch(now);
+        }
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.decide(now);
+            self.reconcile();
+        }
+        if now >= self.next_pack {
+            self.next_pack = now + self.config.pack_period;
+            self.plan_balancing();
+            let figures = self.figures();
+            self.log.push(now, Record::Pack(figures));
+        }
+        if now >= self.next_slave {
+            self.record_next_slave(now);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`] next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let own = self.next_tick.min(self.next_pack).min(self.next_slave);
+        let link = self.link.poll_timeout();
+        [link, self.epoch_ends, self.tunnel.poll_timeout(), Some(own)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The next frame for this mailbox; call whenever it is free.
+    pub fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.link.poll_can(now, mailbox)
+    }
+
+    /// The next transmission of the UART.
+    pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.link.poll_serial(now)
+    }
+
+    /// Keeps a seat for a device that is known to belong there; see [`MasterLink::reserve`].
+    pub fn reserve(&mut self, node: NodeId, uid: Uid, capabilities: Capabilities) {
+        self.link.reserve(node, uid, capabilities);
+    }
+
+    /// Tags that the anchors range to, in turn.
+    pub fn set_tags(&mut self, tags: &[TagId]) {
+        self.link.set_tags(tags);
+    }
+
+    /// What the shell measured of the bus in the last second: busy share, worst sample-to-value time.
+    pub fn set_bus_figures(&mut self, load_ppm: u32, latency_max_us: u32) {
+        self.load_ppm = load_ppm;
+        self.latency_max_us = latency_max_us;
+    }
+
+    /// Whether the pack shall conduct. Protection and isolation still have the last word.
+    pub fn set_gate(&mut self, now: Instant, on: bool) {
+        self.gate_wanted = on;
+        self.decide(now);
+        self.reconcile();
+    }
+
+    /// Installs an anchor map at once, as a shell does with the one it has stored.
+    pub fn load_map(&mut self, version: u32, anchors: &[MapAnchor]) -> Result<(), map::MapError> {
+        for (off, anchor) in anchors.iter().enumerate() {
+            self.map.stage(version, anchors.len(), off, *anchor)?;
+        }
+        Ok(())
+    }
+
+    /// The records kept for clients.
+    pub fn log(&self) -> &Log<LOG> {
+        &self.log
+    }
+
+    /// Counters since start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The map in force.
+    pub fn map(&self) -> &AnchorMap {
+        &self.map
+    }
+
+    /// What is known of a seat.
+    pub fn seat(&self, node: NodeId) -> Option<&Seat> {
+        self.seats.get(node.index())
+    }
+
+    /// The pack in one line.
+    pub fn figures(&self) -> PackFigures {
+        PackFigures {
+            load_ppm: self.load_ppm,
+            latency_max_us: self.latency_max_us,
+            ..self.strings.figures(&self.seats)
+        }
+    }
+
+    /// The master's end of the bus.
+    pub fn link(&self) -> &MasterLink {
+        &self.link
+    }
+
+    fn drain(&mut self, now: Instant) {
+        while let Some(event) = self.link.poll_event() {
+            match event {
+                MasterEvent::Message(message) => self.handle_message(now, &message),
+                MasterEvent::Joined {
+                    node,
+                    uid,
+                    capabilities,
+                    replaces,
+                } => {
+                    self.counters.joins = self.counters.joins.wrapping_add(1);
+                    if let Some(seat) = self.seats.get_mut(node.index()) {
+                        seat.join(uid, capabilities);
+                    }
+                    let what = if replaces.is_some() {
+                        What::Replaced
+                    } else {
+                        What::Joined
+                    };
+                    self.log.push(
+                        now,
+                        Record::Event(Event {
+                            what,
+                            node: Some(node),
+                            uid: Some(uid),
+                            alarm: None,
+                        }),
+                    );
+                }
+                MasterEvent::Left { node, uid, reason } => {
+                    self.counters.leaves = self.counters.leaves.wrapping_add(1);
+                    // Whoever waits for its answer is told by `poll_smp`.
+                    let _ = self.left.push_back(node);
+                    let babbling = reason == LeaveReason::Babbling;
+                    if let Some(seat) = self.seats.get_mut(node.index()) {
+                        seat.leave(babbling);
+                    }
+                    let what = if babbling {
+                        What::Quarantined
+                    } else {
+                        What::Left
+                    };
+                    self.log.push(
+                        now,
+                        Record::Event(Event {
+                            what,
+                            node: Some(node),
+                            uid: Some(uid),
+                            alarm: None,
+                        }),
+                    );
+                    self.decide(now);
+                    self.reconcile();
+                }
+                MasterEvent::Trip => {
+                    self.counters.trips = self.counters.trips.wrapping_add(1);
+                    self.log.push(
+                        now,
+                        Record::Event(Event {
+                            what: What::Trip,
+                            node: None,
+                            uid: None,
+                            alarm: None,
+                        }),
+                    );
+                }
+                MasterEvent::Rejected { node, fault } => {
+                    let (lost, rejected) = match fault {
+                        E2eFault::Lost(n) => (u32::from(n), 0),
+                        E2eFault::Check | E2eFault::Repeated | E2eFault::Sequence => (0, 1),
+                    };
+                    self.counters.lost = self.counters.lost.wrapping_add(lost);
+                    self.counters.rejected = self.counters.rejected.wrapping_add(rejected);
+                    if let Some(seat) = self.seats.get_mut(node.index()) {
+                        seat.lost = seat.lost.wrapping_add(lost);
+                        seat.rejected = seat.rejected.wrapping_add(rejected);
+                    }
+                }
+                MasterEvent::Duplicate { node, uid } => {
+                    let event = Event {
+                        what: What::Duplicate,
+                        node: Some(node),
+                        uid: Some(uid),
+                        alarm: None,
+                    };
+                    self.log.push(now, Record::Event(event));
+                }
+                // `poll_smp` fetches it.
+                MasterEvent::Datagram(_) => {}
+            }
+        }
+    }
+
+    fn handle_message(&mut self, now: Instant, message: &Message) {
+        if let Some(count) =
+            class_of(message).and_then(|class| self.counters.accepted.get_mut(class))
+        {
+            *count = count.wrapping_add(1);
+        }
+        match *message {
+            Message::Summary(node, summary) => self.handle_summary(now, node, summary),
+            Message::CellChunk {
+                node,
+                first,
+                ref cells,
+            } => self.handle_cells(now, node, first, cells),
+            Message::TempChunk { node, first, temps } => {
+                if let Some(seat) = self.seats.get_mut(node.index()) {
+                    for (place, temp) in seat.temps.0.iter_mut().skip(usize::from(first)).zip(temps)
+                    {
+                        *place = temp;
+                    }
+                }
+            }
+            Message::State(
+                node,
+                State {
+                    summary,
+                    cells: Cells(cells),
+                    temps,
+                },
+            ) => {
+                if let Some(seat) = self.seats.get_mut(node.index()) {
+                    seat.temps = temps;
+                }
+                self.handle_summary(now, node, summary);
+                self.handle_cells(now, node, 0, &cells);
+            }
+            Message::RangeChunk {
+                node,
+                tag,
+                first,
+                range,
+            } => self.handle_ranges(now, node, tag, first, &range),
+            Message::Ranges(node, ranges) => {
+                self.handle_ranges(now, node, ranges.tag, 0, &ranges.range)
+            }
+            Message::Alarm(node, alarm) => {
+                let uid = self.seats.get(node.index()).and_then(|s| s.uid);
+                let event = Event {
+                    what: What::Alarm,
+                    node: Some(node),
+                    uid,
+                    alarm: Some(alarm),
+                };
+                self.log.push(now, Record::Event(event));
+                if alarm.severity == Severity::Trip && alarm.active {
+                    if let Some(seat) = self.seats.get_mut(node.index()) {
+                        seat.summary.severity = Severity::Trip;
+                    }
+                    self.decide(now);
+                    self.reconcile();
+                }
+            }
+            Message::Trip | Message::Sync(_) | Message::Command(_) => {}
+        }
+    }
+
+    fn handle_summary(&mut self, now: Instant, node: NodeId, summary: helio_bus::Summary) {
+        let Some(seat) = self.seats.get_mut(node.index()) else {
+            return;
+        };
+        let was = core::mem::replace(&mut seat.summary, summary);
+        if was.state != summary.state || was.severity != summary.severity {
+            self.decide(now);
+        }
+    }
+
+    fn handle_cells(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        first: u8,
+        cells: &[Option<helio_units::Millivolts>],
+    ) {
+        if let Some(seat) = self.seats.get_mut(node.index()) {
+            seat.handle_cells(now, &self.config.cell, usize::from(first), cells);
+        }
+    }
+
+    fn handle_ranges(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        tag: TagId,
+        first: u8,
+        ranges: &[Option<Millimetres>],
+    ) {
+        if self.epoch.is_over_at(node, tag, first) {
+            self.close_epoch(now);
+        }
+        self.epoch.add(&self.map, node, tag, first, ranges);
+        self.epoch_ends
+            .get_or_insert(now + self.config.schedule.cycle);
+        let expected: usize = self
+            .seats
+            .iter()
+            .map(|s| s.range_pieces(self.config.schedule.kind))
+            .sum();
+        if self.epoch.pieces() >= expected {
+            self.close_epoch(now);
+        }
+    }
+
+    fn close_epoch(&mut self, now: Instant) {
+        self.epoch_ends = None;
+        let Some((tag, mut ranges)) = self.epoch.take() else {
+            return;
+        };
+        let (height, sigma) = (self.config.tag_height_mm, self.config.range_sigma_mm);
+        match locate::locate(&self.map, tag, &mut ranges, height, sigma) {
+            Some(fix) => {
+                self.counters.fixes = self.counters.fixes.wrapping_add(1);
+                self.log.push(now, Record::Tag(fix));
+            }
+            None => self.counters.no_fixes = self.counters.no_fixes.wrapping_add(1),
+        }
+    }
+
+    /// Which strings may conduct.
+    fn decide(&mut self, now: Instant) {
+        let Self {
+            strings,
+            seats,
+            log,
+            gate_wanted,
+            ..
+        } = self;
+        strings.update(now, seats, *gate_wanted, |decision| {
+            let (what, node) = match decision {
+                StringDecision::Isolated(node) => (What::Isolated, node),
+                StringDecision::Released(node) => (What::Released, node),
+            };
+            let uid = seats.get(node.index()).and_then(|s| s.uid);
+            log.push(
+                now,
+                Record::Event(Event {
+                    what,
+                    node: Some(node),
+                    uid,
+                    alarm: None,
+                }),
+            );
+        });
+    }
+
+    /// Orders what is wanted and not yet reported.
+    ///
+    /// Whatever switches off goes out at once; of the others a few per tick, so that they do not
+    /// crowd out measurements, which are less urgent on the bus.
+    fn reconcile(&mut self) {
+        let mut may_wait = ORDERS_PER_TICK;
+        let start = self.order_cursor;
+        for k in 0..SEATS {
+            let place = (start + k) % SEATS.max(1);
+            let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
+            let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
+                continue;
+            };
+            let isolate = self.isolate_wanted.get(place).copied().unwrap_or(false);
+            let gate = !isolate && self.strings.may_conduct(node);
+            let Some((order, urgent)) = seat.order(isolate, gate) else {
+                continue;
+            };
+            if !urgent {
+                if may_wait == 0 {
+                    continue;
+                }
+                may_wait -= 1;
+                self.order_cursor = place + 1;
+            }
+            let to = Some(node);
+            // The next tick orders what does not fit the queue.
+            if self.link.command(Command { to, order }).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn plan_balancing(&mut self) {
+        for seat in &mut self.seats {
+            let cells = seat
+                .cells
+                .0
+                .get(..usize::from(seat.capabilities.cells))
+                .unwrap_or(&[]);
+            let may = self.balance_wanted && seat.is_healthy();
+            seat.balance_mask = if may {
+                balance::plan(cells, &self.config.balance)
+            } else {
+                0
+            };
+        }
+    }
+
+    fn record_next_slave(&mut self, now: Instant) {
+        let members = self.seats.iter().filter(|s| s.is_present()).count().max(1) as u64;
+        self.next_slave = now + Duration::from_nanos(self.config.slave_period.as_nanos() / members);
+        let start = self.slave_cursor;
+        let next = (0..SEATS).map(|k| (start + 1 + k) % SEATS.max(1));
+        let Some(place) = next
+            .into_iter()
+            .find(|&p| self.seats.get(p).is_some_and(Seat::is_present))
+        else {
+            return;
+        };
+        self.slave_cursor = place;
+        let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
+        let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
+            return;
+        };
+        let Some(uid) = seat.uid else { return };
+        let figures = SlaveFigures {
+            node,
+            uid,
+            state: seat.state(),
+            severity: seat.summary.severity,
+            gate_on: seat.summary.gate_on,
+            balancing: seat.summary.balancing,
+            current: seat.summary.current,
+            cell_count: seat.capabilities.cells,
+            cells: seat.cells.0,
+            soc_e4: core::array::from_fn(|c| {
+                seat.soc(c).map_or(u16::MAX, |(soc, _)| (soc * 1e4) as u16)
+            }),
+            temp_count: seat.capabilities.temps,
+            temps: seat.temps.0,
+        };
+        self.log.push(now, Record::Slave(figures));
+    }
+
+    /// Answers one SMP datagram into `answer`, which should hold [`MAX_DATAGRAM`] octets; 0 when there
+    /// is nothing to say, or nothing yet: what a slave has to answer comes from [`Self::poll_smp`]
+    /// under the same `ticket`.
+    pub fn handle_smp(
+        &mut self,
+        now: Instant,
+        ticket: u32,
+        datagram: &[u8],
+        answer: &mut [u8],
+    ) -> usize {
+        let request = match helio_smp::accept(datagram, answer) {
+            Ok(request) => request,
+            Err(refusal) => return refusal,
+        };
+        let c = self.counters;
+        let master = [
+            ("rejected", c.rejected),
+            ("lost", c.lost),
+            ("trips", c.trips),
+            ("joins", c.joins),
+            ("leaves", c.leaves),
+            ("fixes", c.fixes),
+            ("no_fixes", c.no_fixes),
+        ]
+        .map(|(name, n)| (name, u64::from(n)));
+        let accepted: [(&str, u64); CLASSES.len()] =
+            core::array::from_fn(|i| (CLASSES[i], c.accepted.get(i).map_or(0, |&n| u64::from(n))));
+        let stats = [
+            Stat {
+                name: "master",
+                fields: &master,
+            },
+            Stat {
+                name: "accepted",
+                fields: &accepted,
+            },
+        ];
+        if let Some(len) = standard::handle(&request, answer, MAX_DATAGRAM as u16, &stats) {
+            return len;
+        }
+        if request.header.group != heliograph::GROUP {
+            return request.reply(answer).rc(Rc::NotSupported);
+        }
+        match self.own_group(now, ticket, &request, answer) {
+            Ok(len) => len,
+            Err(fault) => request.reply(answer).fault(fault),
+        }
+    }
+
+    /// An answer that became due since the last call. Call after `handle_*` until `None`.
+    pub fn poll_smp(&mut self, now: Instant, answer: &mut [u8]) -> Option<Due> {
+        while let Some((node, datagram)) = self.link.datagram() {
+            if let Some(due) = self.tunnel.handle_answer(node, datagram, answer) {
+                return Some(due);
+            }
+        }
+        while let Some(&node) = self.left.front() {
+            if let Some(due) = self.tunnel.handle_left(node, answer) {
+                return Some(due);
+            }
+            self.left.pop_front();
+        }
+        self.tunnel.handle_timeout(now, answer)
+    }
+
+    /// Passes a request on to a slave.
+    fn ask_slave(
+        &mut self,
+        now: Instant,
+        ticket: u32,
+        request: &Request<'_>,
+    ) -> Result<usize, Fault> {
+        let forward = self.tunnel.handle_request(now, ticket, request)?;
+        let node = forward.node;
+        if self.link.member(node).is_none() {
+            self.tunnel.withdraw(node);
+            return Err(Fault::NoSuchNode);
+        }
+        if self.link.send_datagram(node, forward.datagram).is_err() {
+            self.tunnel.withdraw(node);
+            return Err(Fault::Busy);
+        }
+        Ok(0)
+    }
+
+    fn own_group(
+        &mut self,
+        now: Instant,
+        ticket: u32,
+        request: &Request<'_>,
+        answer: &mut [u8],
+    ) -> Result<usize, Fault> {
+        let number = |name, default| northbound::number(request, name, default);
+        Ok(match (request.header.id, request.header.op) {
+            (heliograph::STATUS, Op::Read) => {
+                self.status(now, number("off", 0)?, request.reply(answer))
+            }
+            (heliograph::TUNNEL, Op::Write) => self.ask_slave(now, ticket, request)?,
+            (heliograph::TELEMETRY, Op::Read) => {
+                let (since, max) = (number("since", 0)?, number("max", u64::MAX)?);
+                request
+                    .reply(answer)
+                    .body(|e| northbound::telemetry(e, &self.log, since, max))
+            }
+            (heliograph::MAP, Op::Read) => {
+                let off = usize::try_from(number("off", 0)?).map_err(|_| Fault::OutOfRange)?;
+                request
+                    .reply(answer)
+                    .body(|e| northbound::map(e, &self.map, off))
+            }
+            (heliograph::MAP, Op::Write) => {
+                let next = self.write_map(now, &MapPiece::read(request.body)?)?;
+                request
+                    .reply(answer)
+                    .body(|e| e.map(1)?.str("off")?.u64(next as u64)?.ok())
+            }
+            (heliograph::COMMAND, Op::Write) => {
+                self.carry_out(now, &northbound::Order::read(request)?)?;
+                request.reply(answer).empty()
+            }
+            _ => request.reply(answer).rc(Rc::NotSupported),
+        })
+    }
+
+    fn status(&self, now: Instant, off: u64, reply: Reply<'_>) -> usize {
+        let figures = self.figures();
+        let head = StatusHead {
+            name: &self.config.name,
+            uptime_ms: now.as_millis(),
+            seq_first: self.log.first(),
+            seq_next: self.log.next(),
+            bus: self.config.schedule.kind.name(),
+            pack: &figures,
+        };
+        let expected = usize::from(self.config.topology.expected);
+        let seats = (1..=127).filter_map(NodeId::new).zip(&self.seats);
+        let shown = seats.filter(|(n, s)| n.index() < expected || s.uid.is_some());
+        let status = shown.map(|(node, s)| SeatStatus {
+            node,
+            uid: s.uid.map_or(0, |u| u.get()),
+            state: s.state(),
+            severity: s.summary.severity,
+            parts: [
+                s.capabilities.cells,
+                s.capabilities.temps,
+                s.capabilities.anchors,
+            ],
+            gate_on: s.summary.gate_on,
+        });
+        reply.body(|e| northbound::status(e, &head, off, status))
+    }
+
+    fn write_map(&mut self, now: Instant, piece: &MapPiece<'_>) -> Result<usize, Fault> {
+        let (mut off, mut complete) = (piece.off, false);
+        piece.each(|anchor| {
+            complete = self
+                .map
+                .stage(piece.version, piece.total, off, anchor)
+                .map_err(|_| Fault::OutOfRange)?;
+            off += 1;
+            Ok(())
+        })?;
+        if complete {
+            self.log.push(
+                now,
+                Record::Event(Event {
+                    what: What::Map,
+                    node: None,
+                    uid: None,
+                    alarm: None,
+                }),
+            );
+        }
+        Ok(off)
+    }
+
+    fn carry_out(&mut self, now: Instant, order: &northbound::Order<'_>) -> Result<(), Fault> {
+        let on = order.on.ok_or(Fault::Malformed);
+        let present = |node: NodeId| match self.seats.get(node.index()) {
+            Some(seat) if seat.is_present() => Ok(node),
+            _ => Err(Fault::NoSuchNode),
+        };
+        let node = order.node.ok_or(Fault::Malformed).and_then(present);
+        let busy = |_: Busy| Fault::NotNow;
+        match order.cmd {
+            "gate" => self.set_gate(now, on?),
+            "balance" => self.balance_wanted = on?,
+            "isolate" => {
+                if let Some(wanted) = self.isolate_wanted.get_mut(node?.index()) {
+                    *wanted = on?;
+                }
+                self.reconcile();
+            }
+            "clear" => {
+                let to = order.node.map(present).transpose()?;
+                self.link
+                    .command(Command {
+                        to,
+                        order: Order::ClearLatch,
+                    })
+                    .map_err(busy)?;
+            }
+            "quarantine" => {
+                let ms = order
+                    .value
+                    .filter(|ms| (1..=65_000).contains(ms))
+                    .ok_or(Fault::OutOfRange)?;
+                self.link.quarantine(now, node?, Duration::from_millis(ms));
+                self.drain(now);
+            }
+            "light" => {
+                let mask = order
+                    .value
+                    .and_then(|v| u16::try_from(v).ok())
+                    .ok_or(Fault::OutOfRange)?;
+                self.link
+                    .command(Command {
+                        to: Some(node?),
+                        order: Order::Light(mask),
+                    })
+                    .map_err(busy)?;
+            }
+            _ => return Err(Fault::Unknown),
+        }
+        let event = Event {
+            what: What::Command,
+            node: order.node,
+            uid: None,
+            alarm: None,
+        };
+        self.log.push(now, Record::Event(event));
+        Ok(())
+    }
+}

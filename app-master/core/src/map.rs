@@ -1,0 +1,222 @@
+//! The anchor map as the master keeps it, and the ranges of the epoch being collected.
+//!
+//! A map is replaced as a whole: pieces are staged and take effect when the last one has come, so
+//! that no fix is ever computed with half of one map and half of another.
+
+use crc::{CRC_32_ISCSI, Crc};
+use heapless::Vec;
+use helio_units::{Millimetres, NodeId};
+
+/// Most anchors of one master.
+pub const MAX_MAP: usize = 128;
+
+const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
+/// One anchor: which slave runs it and where it hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapAnchor {
+    /// Identity, unique in the map.
+    pub id: u16,
+    /// Seat of the slave that runs it.
+    pub node: NodeId,
+    /// Number of the anchor at that slave.
+    pub index: u8,
+    /// Position in the room frame: x east, y north, z up, millimetres.
+    pub position_mm: [i32; 3],
+    /// Measured range minus true range, millimetres.
+    pub bias_mm: i32,
+}
+
+/// Why a piece of a map was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// Pieces must come in order; this offset was expected.
+    Offset(usize),
+    /// More anchors than fit.
+    TooMany,
+    /// Two anchors have this identity, or the same place at the same slave.
+    Duplicate(u16),
+}
+
+/// A map in force and one that is being written.
+#[derive(Debug, Default)]
+pub struct AnchorMap {
+    version: u32,
+    anchors: Vec<MapAnchor, MAX_MAP>,
+    staged: Vec<MapAnchor, MAX_MAP>,
+}
+
+impl AnchorMap {
+    /// Version in force; 0 before the first map.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Anchors in force.
+    pub fn anchors(&self) -> &[MapAnchor] {
+        &self.anchors
+    }
+
+    /// CRC-32C over the anchors in order, each as id, node, index, x, y, z, bias in little endian.
+    pub fn crc(&self) -> u32 {
+        let mut digest = CRC32C.digest();
+        for a in &self.anchors {
+            digest.update(&a.id.to_le_bytes());
+            digest.update(&[a.node.get(), a.index]);
+            for mm in a.position_mm {
+                digest.update(&mm.to_le_bytes());
+            }
+            digest.update(&a.bias_mm.to_le_bytes());
+        }
+        digest.finalize()
+    }
+
+    /// The anchor at this place of this slave.
+    pub fn find(&self, node: NodeId, index: u8) -> Option<&MapAnchor> {
+        self.anchors
+            .iter()
+            .find(|a| a.node == node && a.index == index)
+    }
+
+    /// Stages one anchor of a map of `total`; `Ok(true)` when it was the last and the map is in force.
+    pub fn stage(
+        &mut self,
+        version: u32,
+        total: usize,
+        off: usize,
+        anchor: MapAnchor,
+    ) -> Result<bool, MapError> {
+        if off == 0 {
+            self.staged.clear();
+        }
+        if off != self.staged.len() {
+            return Err(MapError::Offset(self.staged.len()));
+        }
+        let twin = |a: &&MapAnchor| {
+            a.id == anchor.id || (a.node == anchor.node && a.index == anchor.index)
+        };
+        if let Some(twin) = self.staged.iter().find(twin) {
+            return Err(MapError::Duplicate(twin.id));
+        }
+        if total > MAX_MAP || self.staged.push(anchor).is_err() {
+            return Err(MapError::TooMany);
+        }
+        if self.staged.len() < total {
+            return Ok(false);
+        }
+        self.anchors = core::mem::take(&mut self.staged);
+        self.version = version;
+        Ok(true)
+    }
+}
+
+/// Ranges to one tag, gathered from all slaves within one cycle.
+#[derive(Debug, Default)]
+pub struct Epoch {
+    tag: Option<helio_units::TagId>,
+    pieces: Vec<(NodeId, u8), MAX_MAP>,
+    /// Place in the map, range.
+    ranges: Vec<(u16, Millimetres), MAX_MAP>,
+}
+
+impl Epoch {
+    /// Whose ranges these are; `None` when nothing has come yet.
+    pub fn tag(&self) -> Option<helio_units::TagId> {
+        self.tag
+    }
+
+    /// Whether this piece belongs to another epoch than the one being gathered.
+    pub fn is_over_at(&self, node: NodeId, tag: helio_units::TagId, first: u8) -> bool {
+        self.tag.is_some_and(|t| t != tag) || self.pieces.contains(&(node, first))
+    }
+
+    /// How many pieces have come.
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Adds ranges of anchors `first..` of a slave. Anchors that are not in the map are passed over.
+    pub fn add(
+        &mut self,
+        map: &AnchorMap,
+        node: NodeId,
+        tag: helio_units::TagId,
+        first: u8,
+        ranges: &[Option<Millimetres>],
+    ) {
+        self.tag = Some(tag);
+        // Full vectors lose the piece, which costs one anchor of one fix.
+        let _ = self.pieces.push((node, first));
+        for (index, range) in (first..).zip(ranges) {
+            let place = map
+                .anchors()
+                .iter()
+                .position(|a| a.node == node && a.index == index);
+            if let (Some(range), Some(place)) = (range, place.and_then(|p| u16::try_from(p).ok())) {
+                let _ = self.ranges.push((place, *range));
+            }
+        }
+    }
+
+    /// Hands over what was gathered and starts anew.
+    pub fn take(&mut self) -> Option<(helio_units::TagId, Vec<(u16, Millimetres), MAX_MAP>)> {
+        self.pieces.clear();
+        Some((self.tag.take()?, core::mem::take(&mut self.ranges)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anchor(id: u16) -> MapAnchor {
+        let node = NodeId::new(1 + (id / 4) as u8).expect("small");
+        MapAnchor {
+            id,
+            node,
+            index: (id % 4) as u8,
+            position_mm: [i32::from(id), 0, 2500],
+            bias_mm: 0,
+        }
+    }
+
+    #[test]
+    fn a_map_takes_effect_with_its_last_anchor_and_not_before() {
+        let mut map = AnchorMap::default();
+        assert_eq!(map.stage(7, 3, 0, anchor(0)), Ok(false));
+        assert_eq!(map.stage(7, 3, 1, anchor(1)), Ok(false));
+        assert_eq!((map.version(), map.anchors().len()), (0, 0));
+        assert_eq!(map.stage(7, 3, 3, anchor(3)), Err(MapError::Offset(2)));
+        assert_eq!(map.stage(7, 3, 2, anchor(1)), Err(MapError::Duplicate(1)));
+        assert_eq!(map.stage(7, 3, 2, anchor(2)), Ok(true));
+        assert_eq!((map.version(), map.anchors().len()), (7, 3));
+    }
+
+    #[test]
+    fn the_crc_tells_maps_apart_that_differ_by_a_millimetre() {
+        let mut a = AnchorMap::default();
+        let mut b = AnchorMap::default();
+        assert_eq!(a.stage(1, 1, 0, anchor(5)), Ok(true));
+        let moved = MapAnchor {
+            position_mm: [6, 0, 2500],
+            ..anchor(5)
+        };
+        assert_eq!(b.stage(1, 1, 0, moved), Ok(true));
+        assert_ne!(a.crc(), b.crc());
+    }
+
+    #[test]
+    fn a_second_piece_of_the_same_slave_opens_the_next_epoch() {
+        let mut map = AnchorMap::default();
+        assert_eq!(map.stage(1, 1, 0, anchor(1)), Ok(true));
+        let (node, tag) = (NodeId::new(1).expect("valid"), helio_units::TagId(3));
+        let mut epoch = Epoch::default();
+        epoch.add(&map, node, tag, 0, &[None, Some(Millimetres(1234))]);
+        assert!(epoch.is_over_at(node, tag, 0));
+        assert!(!epoch.is_over_at(node, tag, 2));
+        assert!(epoch.is_over_at(node, helio_units::TagId(4), 2));
+        let (_, ranges) = epoch.take().expect("gathered");
+        assert_eq!(ranges.as_slice(), &[(0, Millimetres(1234))]);
+        assert_eq!(epoch.tag(), None);
+    }
+}

@@ -1,0 +1,470 @@
+//! Aggregates slaves to strings and strings to a pack, and decides which gates may be on.
+//!
+//! A pack is a set of strings in parallel; a string is a row of seats in series. A string conducts
+//! only when every seat in it is taken by a healthy slave: one faulty segment opens its own string
+//! and leaves the others running.
+//!
+//! ```text
+//!            member missing, tripped or quarantined
+//! Connected ---------------------------------------> Open (isolated)
+//!     ^                                                 |
+//!     '--- every seat healthy again, voltage matched ---'
+//! ```
+
+use helio_battery::{CellParams, SocFilter, SocInit};
+use helio_bus::{
+    BusKind, Capabilities, Cells, MAX_CELLS, Order, Severity, SlaveState, Summary, Temperatures,
+};
+use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts, NodeId, Uid};
+
+/// Life of a seat as the master sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeState {
+    /// Nobody there.
+    #[default]
+    Absent,
+    /// Joined, no complete measurement yet.
+    Init,
+    /// Measuring, gate off.
+    Standby,
+    /// Measuring, gate on.
+    Active,
+    /// Its protection holds the gate off.
+    Tripped,
+    /// Told to keep its gate off.
+    Isolated,
+    /// Silenced for sending too much.
+    Quarantined,
+}
+
+/// The pack in one line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackFigures {
+    /// Overall state.
+    pub state: PackState,
+    /// Mean of the connected strings' voltages, mV; of all measured strings when none is connected.
+    pub voltage_mv: u32,
+    /// Sum of the strings' currents, discharge positive.
+    pub current: Milliamps,
+    /// Mean state of charge of all cells, parts per million.
+    pub soc_ppm: Option<u32>,
+    /// Lowest cell's.
+    pub soc_min_ppm: Option<u32>,
+    /// Highest cell's.
+    pub soc_max_ppm: Option<u32>,
+    /// Lowest cell.
+    pub cell_min: Option<Millivolts>,
+    /// Highest cell.
+    pub cell_max: Option<Millivolts>,
+    /// Hottest sensor.
+    pub temp_max: Option<DeciCelsius>,
+    /// Slaves that have a seat.
+    pub members: u8,
+    /// Slaves that there should be.
+    pub expected: u8,
+    /// Strings whose gates are all on.
+    pub strings_connected: u8,
+    /// Share of the last second in which the bus was busy, parts per million.
+    pub load_ppm: u32,
+    /// Worst time from sample to value in the last second, microseconds.
+    pub latency_max_us: u32,
+}
+
+/// Overall state of a pack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PackState {
+    /// No slaves.
+    #[default]
+    Empty,
+    /// Everybody here and healthy.
+    Ready,
+    /// Some string is open or some seat empty.
+    Degraded,
+    /// No string conducts because of a fault.
+    Tripped,
+}
+
+/// What the master knows of one seat.
+#[derive(Clone, Debug, Default)]
+pub struct Seat {
+    /// Who sits there or sat there last.
+    pub uid: Option<Uid>,
+    present: bool,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    quarantined: bool,
+    /// Newest summary.
+    pub summary: Summary,
+    /// Newest voltages.
+    pub cells: Cells,
+    /// Newest temperatures.
+    pub temps: Temperatures,
+    filters: [Option<SocFilter>; MAX_CELLS],
+    /// Balancing order now wanted.
+    pub balance_mask: u32,
+    /// Messages found missing by their counters, from whoever sat here.
+    pub lost: u32,
+    /// Messages that failed their check.
+    pub rejected: u32,
+}
+
+impl Seat {
+    /// State as shown to clients.
+    pub fn state(&self) -> NodeState {
+        match (self.present, self.quarantined, self.summary.state) {
+            (_, true, _) => NodeState::Quarantined,
+            (false, ..) => NodeState::Absent,
+            (_, _, SlaveState::Init) => NodeState::Init,
+            (_, _, SlaveState::Standby) => NodeState::Standby,
+            (_, _, SlaveState::Active) => NodeState::Active,
+            (_, _, SlaveState::Tripped) => NodeState::Tripped,
+            (_, _, SlaveState::Isolated) => NodeState::Isolated,
+        }
+    }
+
+    /// Whether somebody sits there.
+    pub fn is_present(&self) -> bool {
+        self.present
+    }
+
+    /// A device sits down. A predecessor's charge is not its own, so the filters start anew;
+    /// a device that comes back keeps them.
+    pub fn join(&mut self, uid: Uid, capabilities: Capabilities) {
+        let filters = if self.uid == Some(uid) {
+            self.filters
+        } else {
+            [None; MAX_CELLS]
+        };
+        let (lost, rejected) = (self.lost, self.rejected);
+        *self = Self {
+            uid: Some(uid),
+            present: true,
+            capabilities,
+            filters,
+            lost,
+            rejected,
+            ..Self::default()
+        };
+    }
+
+    /// The device is gone or silenced; its last values are no longer true.
+    pub fn leave(&mut self, quarantined: bool) {
+        let Self {
+            uid,
+            capabilities,
+            filters,
+            lost,
+            rejected,
+            ..
+        } = *self;
+        *self = Self {
+            uid,
+            capabilities,
+            filters,
+            lost,
+            rejected,
+            quarantined,
+            ..Self::default()
+        };
+    }
+
+    /// Range messages that it sends per cycle.
+    pub fn range_pieces(&self, bus: BusKind) -> usize {
+        let anchors = usize::from(self.capabilities.anchors);
+        match bus {
+            _ if !self.present => 0,
+            BusKind::Can500k | BusKind::Can1M => anchors.div_ceil(2),
+            BusKind::CanFd | BusKind::Rs485At1M | BusKind::Rs485At4M => anchors.min(1),
+        }
+    }
+
+    /// Whether its string may conduct through it.
+    pub fn is_healthy(&self) -> bool {
+        matches!(self.state(), NodeState::Standby | NodeState::Active)
+            && self.summary.severity < Severity::Trip
+    }
+
+    /// The order that brings it from what it reports to what is wanted, and whether it switches
+    /// something off, which cannot wait.
+    pub fn order(&self, isolate: bool, gate: bool) -> Option<(Order, bool)> {
+        let said = &self.summary;
+        if !self.present {
+            None
+        } else if isolate != (said.state == SlaveState::Isolated) {
+            Some((Order::Isolate(isolate), isolate))
+        } else if gate != said.gate_on && (!gate || said.state == SlaveState::Standby) {
+            Some((Order::Gate(gate), !gate))
+        } else if self.balance_mask != 0 || said.balancing {
+            // Repeated while it lasts: a slave stops bleeding when it hears nothing.
+            Some((Order::Balance(self.balance_mask), false))
+        } else {
+            None
+        }
+    }
+
+    /// New voltages of cells `first..`, measured with the current of the newest summary.
+    pub fn handle_cells(
+        &mut self,
+        now: Instant,
+        params: &CellParams,
+        first: usize,
+        cells: &[Option<Millivolts>],
+    ) {
+        // Without a sensor the current is unknown; the filter then rests on the voltage alone.
+        let current = self.summary.current.unwrap_or_default();
+        let temp = self.temperature();
+        let count = usize::from(self.capabilities.cells);
+        let places = self
+            .cells
+            .0
+            .iter_mut()
+            .zip(&mut self.filters)
+            .take(count)
+            .skip(first);
+        for ((place, filter), &cell) in places.zip(cells) {
+            *place = cell;
+            let Some(v) = cell else { continue };
+            filter
+                .get_or_insert_with(|| SocFilter::new(SocInit::Voltage))
+                .update(params, now, current, v, temp);
+        }
+    }
+
+    /// State of charge of a cell, `0..=1`, with its 1-sigma.
+    pub fn soc(&self, cell: usize) -> Option<(f32, f32)> {
+        let filter = self.filters.get(cell)?.as_ref()?;
+        Some((filter.soc(), filter.sigma()))
+    }
+
+    /// Mean of the valid sensors; 25 °C when there is none, as the parameters were measured there.
+    fn temperature(&self) -> DeciCelsius {
+        let (sum, n) = (self.temps.0.iter().flatten())
+            .fold((0i32, 0i32), |(s, n), t| (s + i32::from(t.0), n + 1));
+        match n {
+            0 => DeciCelsius(250),
+            _ => DeciCelsius(i16::try_from(sum / n).unwrap_or(250)),
+        }
+    }
+
+    /// Sum of the cells; `None` while one is missing.
+    fn voltage_mv(&self) -> Option<u32> {
+        let cells = self.cells.0.get(..usize::from(self.capabilities.cells))?;
+        cells
+            .iter()
+            .try_fold(0u32, |sum, c| Some(sum + u32::from((*c)?.0)))
+    }
+}
+
+/// How seats form strings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Slaves that there should be, seats `1..=expected`.
+    pub expected: u8,
+    /// Strings in parallel; seats are dealt out in order, `expected / strings` each, the last
+    /// string takes the rest.
+    pub strings: u8,
+    /// A string is connected only if its voltage is within this of the connected ones.
+    pub match_mv: u32,
+    /// How long a string must have been whole before it is connected again.
+    pub settle: Duration,
+}
+
+/// Most strings of one pack.
+pub const MAX_STRINGS: usize = 16;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct StringState {
+    connected: bool,
+    healthy_since: Option<Instant>,
+    /// The slave because of which the string was opened.
+    culprit: Option<NodeId>,
+}
+
+/// A decision about a string, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StringDecision {
+    /// Opened because of this slave.
+    Isolated(NodeId),
+    /// Closed; this slave had been the reason that it was open.
+    Released(NodeId),
+}
+
+/// Decides which strings conduct.
+#[derive(Debug)]
+pub struct Strings {
+    topology: Topology,
+    states: [StringState; MAX_STRINGS],
+}
+
+impl Strings {
+    /// All open.
+    pub fn new(mut topology: Topology) -> Self {
+        topology.strings = topology.strings.clamp(1, MAX_STRINGS as u8);
+        Self {
+            topology,
+            states: Default::default(),
+        }
+    }
+
+    /// How seats form strings.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The string of a seat.
+    pub fn of(&self, node: NodeId) -> usize {
+        let per = (usize::from(self.topology.expected) / usize::from(self.topology.strings)).max(1);
+        (node.index() / per).min(usize::from(self.topology.strings) - 1)
+    }
+
+    /// Whether the gates of this seat may be on.
+    pub fn may_conduct(&self, node: NodeId) -> bool {
+        self.states.get(self.of(node)).is_some_and(|s| s.connected)
+    }
+
+    /// Looks at all seats; `decided` hears what changed. `wanted`: the operator wants the pack on.
+    pub fn update(
+        &mut self,
+        now: Instant,
+        seats: &[Seat],
+        wanted: bool,
+        mut decided: impl FnMut(StringDecision),
+    ) {
+        let mut bus_mv = self.connected_voltage(seats);
+        for string in 0..usize::from(self.topology.strings) {
+            let mut bad = None;
+            let mut sum = Some(0);
+            for (node, seat) in self.members(string, seats) {
+                if !seat.is_healthy() && bad.is_none() {
+                    bad = Some(node);
+                }
+                // Slaves that run anchors only have no cells and carry no current.
+                sum = sum.zip(seat.voltage_mv()).map(|(a, b)| a + b);
+            }
+            let Some(state) = self.states.get_mut(string) else {
+                continue;
+            };
+            match bad {
+                Some(node) => {
+                    state.healthy_since = None;
+                    if core::mem::take(&mut state.connected) {
+                        state.culprit = Some(node);
+                        decided(StringDecision::Isolated(node));
+                    }
+                }
+                None => {
+                    let since = *state.healthy_since.get_or_insert(now);
+                    let matched = match (bus_mv, sum) {
+                        (_, None) => false,
+                        (None, Some(_)) => true,
+                        (Some(bus), Some(own)) => bus.abs_diff(own) <= self.topology.match_mv,
+                    };
+                    let settled = now.since(since) >= self.topology.settle;
+                    if wanted && settled && matched && !state.connected {
+                        state.connected = true;
+                        bus_mv = bus_mv.or(sum);
+                        if let Some(node) = state.culprit.take() {
+                            decided(StringDecision::Released(node));
+                        }
+                    } else if !wanted {
+                        state.connected = false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn members<'a>(
+        &'a self,
+        string: usize,
+        seats: &'a [Seat],
+    ) -> impl Iterator<Item = (NodeId, &'a Seat)> {
+        let expected = (1..=self.topology.expected).filter_map(NodeId::new);
+        expected
+            .zip(seats)
+            .filter(move |(node, _)| self.of(*node) == string)
+    }
+
+    fn connected_voltage(&self, seats: &[Seat]) -> Option<u32> {
+        self.mean_voltage(seats, |s| s.connected)
+    }
+
+    fn mean_voltage(&self, seats: &[Seat], of: impl Fn(&StringState) -> bool) -> Option<u32> {
+        let (mut sum, mut n) = (0u64, 0u64);
+        for (string, state) in self
+            .states
+            .iter()
+            .enumerate()
+            .take(usize::from(self.topology.strings))
+        {
+            if !of(state) {
+                continue;
+            }
+            let voltage = self
+                .members(string, seats)
+                .try_fold(0u32, |sum, (_, s)| Some(sum + s.voltage_mv()?));
+            if let Some(mv) = voltage {
+                (sum, n) = (sum + u64::from(mv), n + 1);
+            }
+        }
+        u32::try_from(sum.checked_div(n)?).ok()
+    }
+
+    /// The pack in one line.
+    pub fn figures(&self, seats: &[Seat]) -> PackFigures {
+        let mut f = PackFigures {
+            expected: self.topology.expected,
+            ..Default::default()
+        };
+        let (mut soc_sum, mut soc_n, mut soc_min, mut soc_max) = (0.0f32, 0u32, 1.0f32, 0.0f32);
+        let mut fault = false;
+        let mut currents = [(0i64, 0i64); MAX_STRINGS];
+        for (node, seat) in (1..=127).filter_map(NodeId::new).zip(seats) {
+            fault |= matches!(
+                seat.state(),
+                NodeState::Tripped | NodeState::Isolated | NodeState::Quarantined
+            );
+            if !seat.present {
+                continue;
+            }
+            f.members += 1;
+            if let (Some(c), Some(string)) = (seat.summary.current, currents.get_mut(self.of(node)))
+            {
+                *string = (string.0 + i64::from(c.0), string.1 + 1);
+            }
+            f.cell_min = [f.cell_min, seat.summary.min].into_iter().flatten().min();
+            f.cell_max = f.cell_max.max(seat.summary.max);
+            f.temp_max = f.temp_max.max(seat.temps.0.iter().flatten().max().copied());
+            for (soc, _) in (0..usize::from(seat.capabilities.cells)).filter_map(|c| seat.soc(c)) {
+                (soc_sum, soc_n) = (soc_sum + soc, soc_n + 1);
+                (soc_min, soc_max) = (soc_min.min(soc), soc_max.max(soc));
+            }
+        }
+        if soc_n > 0 {
+            f.soc_ppm = Some((soc_sum / soc_n as f32 * 1e6) as u32);
+            f.soc_min_ppm = Some((soc_min * 1e6) as u32);
+            f.soc_max_ppm = Some((soc_max * 1e6) as u32);
+        }
+        let amps: i64 = currents
+            .iter()
+            .filter_map(|&(sum, n)| sum.checked_div(n))
+            .sum();
+        f.current = Milliamps(i32::try_from(amps).unwrap_or(0));
+        let strings = self
+            .states
+            .get(..usize::from(self.topology.strings))
+            .unwrap_or(&[]);
+        f.strings_connected = strings.iter().filter(|s| s.connected).count() as u8;
+        f.voltage_mv = self
+            .connected_voltage(seats)
+            .or_else(|| self.mean_voltage(seats, |_| true))
+            .unwrap_or(0);
+        f.state = match (f.members, f.strings_connected) {
+            (0, _) => PackState::Empty,
+            (_, 0) if fault => PackState::Tripped,
+            (m, n) if m >= f.expected && n == self.topology.strings && !fault => PackState::Ready,
+            _ => PackState::Degraded,
+        };
+        f
+    }
+}

@@ -1,0 +1,341 @@
+//! Joining on CAN, and the 29-bit identifiers of joining and management.
+//!
+//! ```text
+//! slave                        master
+//!   | claim: hash in id, uid  -->|   any number of slaves at once; arbitration sorts them
+//!   |<-- assign: seat in id, uid |   by uid: one receiver, whoever else thinks it
+//!   |                            |   has this seat gives it up
+//!   | confirm: seat, abilities ->|   from now on a member
+//!   |<-- release: reason, uid    |   seat lost, or none to be had
+//! ```
+//!
+//! All start with class 15, so they lose arbitration against every cyclic message.
+//!
+//! ```text
+//! 1111 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason, n = 0: whoever)
+//! 1111 0 01 0000000000000000 nnnnnnn   confirm
+//! 1111 0 1h hhhhhhhhhhhhhhhh hhhhhhh   claim (23 bits of hash)
+//! 1111 1 00 000000000000000d nnnnnnn   management, d = 0 to the slave, 1 to the master
+//! ```
+
+use crate::bits::{Reader, Writer};
+use crate::e2e::{DataId, check8};
+use crate::message::{CanFrame, CanId, Capabilities, LeaveReason};
+use crate::wire::class;
+use helio_units::{NodeId, Uid};
+
+/// Version of everything in this crate that two devices must agree on, `0..=15`.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+const JOIN: u32 = 0xf << 25;
+const CONFIRM: u32 = JOIN | 1 << 22;
+const CLAIM: u32 = JOIN | 1 << 23;
+const HASH_MASK: u32 = (1 << 23) - 1;
+const MANAGEMENT: u32 = JOIN | 1 << 24;
+
+/// What a slave tells of itself when it joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// [`PROTOCOL_VERSION`] of the slave.
+    pub version: u8,
+    /// What it can do.
+    pub capabilities: Capabilities,
+}
+
+/// A frame with a 29-bit identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extended<'a> {
+    /// A slave without a seat asks for one.
+    Claim(Uid),
+    /// The master gives a seat.
+    Assign { node: NodeId, uid: Uid },
+    /// The master takes a seat back, from `uid` or from whoever sits on `node`.
+    Release {
+        node: Option<NodeId>,
+        uid: Option<Uid>,
+        reason: LeaveReason,
+    },
+    /// The slave has taken its seat.
+    Confirm {
+        node: NodeId,
+        uid_low: u32,
+        description: Description,
+    },
+    /// Part of a datagram to a slave.
+    ToSlave(NodeId, &'a [u8]),
+    /// Part of a datagram to the master.
+    ToMaster(NodeId, &'a [u8]),
+}
+
+/// A bijection of 64 bits that leaves no pattern (finaliser of SplitMix64, Steele et al. 2014).
+/// As it is one to one, two different ids always differ somewhere in their hash.
+pub const fn mix(x: u64) -> u64 {
+    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+/// Hash of a device for its `attempt`-th try.
+pub const fn hash(uid: Uid, attempt: u32) -> u64 {
+    mix(uid.get() ^ (attempt as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// A reason as a number; 0 is an assignment.
+pub const fn reason_code(reason: LeaveReason) -> u8 {
+    match reason {
+        LeaveReason::Silence => 1,
+        LeaveReason::Babbling => 2,
+        LeaveReason::DuplicateUid => 3,
+        LeaveReason::Commanded => 4,
+        LeaveReason::Full => 5,
+        LeaveReason::Version => 6,
+    }
+}
+
+/// Inverse of [`reason_code`].
+pub const fn reason(code: u8) -> Option<LeaveReason> {
+    Some(match code {
+        1 => LeaveReason::Silence,
+        2 => LeaveReason::Babbling,
+        3 => LeaveReason::DuplicateUid,
+        4 => LeaveReason::Commanded,
+        5 => LeaveReason::Full,
+        6 => LeaveReason::Version,
+        _ => return None,
+    })
+}
+
+impl Description {
+    /// 18 bits.
+    pub fn put(&self, w: &mut Writer) {
+        w.put(self.version.into(), 4);
+        w.put(self.capabilities.cells.into(), 5);
+        w.put(self.capabilities.temps.into(), 4);
+        w.put(self.capabilities.anchors.into(), 5);
+    }
+
+    /// Inverse of [`Self::put`].
+    pub fn take(r: &mut Reader) -> Self {
+        Self {
+            version: r.take(4) as u8,
+            capabilities: Capabilities {
+                cells: r.take(5) as u8,
+                temps: r.take(4) as u8,
+                anchors: r.take(5) as u8,
+            },
+        }
+    }
+}
+
+/// Frame of a claim. Classic format: devices with one uid send it at the same time, and
+/// identical frames merge only at the arbitration bit rate.
+pub fn claim(uid: Uid, attempt: u32) -> Option<CanFrame> {
+    let id = CLAIM | hash(uid, attempt) as u32 & HASH_MASK;
+    CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
+}
+
+/// Frame of an assignment.
+pub fn assign(node: NodeId, uid: Uid) -> Option<CanFrame> {
+    let id = JOIN | u32::from(node.get());
+    CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
+}
+
+/// Frame of a release.
+pub fn release(node: Option<NodeId>, uid: Option<Uid>, reason: LeaveReason) -> Option<CanFrame> {
+    let id = JOIN | u32::from(reason_code(reason)) << 7 | u32::from(node.map_or(0, NodeId::get));
+    let uid = uid.map_or(0, Uid::get);
+    CanFrame::new(CanId::Extended(id), false, &uid.to_le_bytes())
+}
+
+/// Frame of a confirmation.
+pub fn confirm(node: NodeId, uid: Uid, description: Description) -> Option<CanFrame> {
+    let mut data = [0; 8];
+    let mut w = Writer::new(&mut data);
+    w.put(0, 12);
+    description.put(&mut w);
+    w.put(0, 2);
+    w.put(uid.get() as u32, 32);
+    w.finish();
+    let (head, body) = data.split_at_mut(1);
+    head.copy_from_slice(&[check8(DataId::new(class::JOIN, node.get()), body)]);
+    CanFrame::new(
+        CanId::Extended(CONFIRM | u32::from(node.get())),
+        false,
+        &data,
+    )
+}
+
+/// Identifier of management frames.
+pub fn management_id(node: NodeId, to_master: bool) -> CanId {
+    CanId::Extended(MANAGEMENT | u32::from(to_master) << 7 | u32::from(node.get()))
+}
+
+/// Reads a frame with a 29-bit identifier; `None` when it is not one of ours.
+pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
+    let CanId::Extended(id) = frame.id else {
+        return None;
+    };
+    let node = NodeId::new(id as u8 & 0x7f);
+    let uid = || Some(Uid::new(u64::from_le_bytes(frame.data().try_into().ok()?)));
+    if id & MANAGEMENT == MANAGEMENT {
+        return match id & !MANAGEMENT & !0x7f {
+            0 => Some(Extended::ToSlave(node?, frame.data())),
+            0x80 => Some(Extended::ToMaster(node?, frame.data())),
+            _ => None,
+        };
+    }
+    if id & JOIN != JOIN {
+        return None;
+    }
+    if id & CLAIM == CLAIM {
+        return uid()?.map(Extended::Claim);
+    }
+    if id & CONFIRM == CONFIRM {
+        let node = node.filter(|_| id & !CONFIRM & !0x7f == 0)?;
+        let [check, body @ ..] = frame.data() else {
+            return None;
+        };
+        if body.len() != 7 || check8(DataId::new(class::JOIN, node.get()), body) != *check {
+            return None;
+        }
+        let mut r = Reader::new(body);
+        r.take(4);
+        let description = Description::take(&mut r);
+        r.take(2);
+        return Some(Extended::Confirm {
+            node,
+            uid_low: r.take(32),
+            description,
+        });
+    }
+    let uid = uid()?;
+    match (id & !JOIN) >> 7 {
+        0 => Some(Extended::Assign {
+            node: node?,
+            uid: uid?,
+        }),
+        code => Some(Extended::Release {
+            node,
+            uid,
+            reason: reason(u8::try_from(code).ok()?)?,
+        }),
+    }
+}
+
+/// What a slave's CAN controller must let through: trips, SYNC, orders to it or to all,
+/// assignments and releases, its own management, and whatever claims to come from its own seat.
+pub fn slave_accepts(frame_id: CanId, own: Option<NodeId>) -> bool {
+    match frame_id {
+        CanId::Standard(raw) => {
+            let id = DataId(raw);
+            let to_all = matches!(id.class(), class::TRIP | class::SYNC | class::COMMAND);
+            (to_all && id.node() == 0) || own.is_some_and(|own| own.get() == id.node())
+        }
+        CanId::Extended(id) if id & MANAGEMENT == MANAGEMENT => {
+            own.is_some_and(|own| management_id(own, false) == frame_id)
+        }
+        CanId::Extended(id) => id & !0x7ff == JOIN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn node(n: u8) -> NodeId {
+        NodeId::new(n).expect("in range")
+    }
+
+    #[test]
+    fn every_kind_of_frame_is_read_as_written() {
+        let uid = Uid::new(0x0123_4567_89ab_cdef).expect("valid");
+        let description = Description {
+            version: PROTOCOL_VERSION,
+            capabilities: Capabilities {
+                cells: 18,
+                temps: 8,
+                anchors: 16,
+            },
+        };
+        let read = |frame: &Option<CanFrame>| {
+            decode(frame.as_ref().expect("a frame")).map(|e| match e {
+                Extended::Claim(uid) => (0, 0, uid.get()),
+                Extended::Assign { node, uid } => (1, node.get(), uid.get()),
+                Extended::Release { node, uid, reason } => (
+                    10 + reason_code(reason),
+                    node.map_or(0, NodeId::get),
+                    uid.map_or(0, Uid::get),
+                ),
+                Extended::Confirm {
+                    node,
+                    uid_low,
+                    description: d,
+                } => {
+                    assert_eq!(d, description);
+                    (2, node.get(), uid_low.into())
+                }
+                Extended::ToSlave(node, data) => (3, node.get(), data.len() as u64),
+                Extended::ToMaster(node, data) => (4, node.get(), data.len() as u64),
+            })
+        };
+        assert_eq!(read(&claim(uid, 7)), Some((0, 0, uid.get())));
+        assert_eq!(read(&assign(node(127), uid)), Some((1, 127, uid.get())));
+        let out = release(None, Some(uid), LeaveReason::Full);
+        assert_eq!(read(&out), Some((15, 0, uid.get())));
+        let out = release(Some(node(3)), None, LeaveReason::Silence);
+        assert_eq!(read(&out), Some((11, 3, 0)));
+        let out = confirm(node(9), uid, description);
+        assert_eq!(read(&out), Some((2, 9, 0x89ab_cdef)));
+        for (to_master, kind) in [(false, 3), (true, 4)] {
+            let out = CanFrame::new(management_id(node(5), to_master), false, &[1, 2]);
+            assert_eq!(read(&out), Some((kind, 5, 2)));
+        }
+    }
+
+    #[test]
+    fn joining_never_wins_against_a_cyclic_message() {
+        // An extended frame loses against a standard one with the same first 11 bits.
+        let lowest_extended = JOIN >> 18;
+        let highest_cyclic = u32::from(DataId::new(class::BULK, 127).0);
+        assert!(lowest_extended > highest_cyclic);
+    }
+
+    #[test]
+    fn a_slave_hears_what_concerns_it_and_no_more() {
+        let own = Some(node(5));
+        let std = |class, n| CanId::Standard(DataId::new(class, n).0);
+        for (id, heard) in [
+            (std(class::TRIP, 0), true),
+            (std(class::SYNC, 0), true),
+            (std(class::COMMAND, 0), true),
+            (std(class::COMMAND, 5), true),
+            (std(class::COMMAND, 6), false),
+            (std(class::SUMMARY, 5), true),
+            (std(class::SUMMARY, 6), false),
+            (std(class::ALARM, 6), false),
+            (CanId::Extended(JOIN | 6), true),
+            (CanId::Extended(JOIN | 5 << 7), true),
+            (CanId::Extended(CONFIRM | 6), false),
+            (CanId::Extended(CLAIM | 6), false),
+            (management_id(node(5), false), true),
+            (management_id(node(5), true), false),
+            (management_id(node(6), false), false),
+        ] {
+            assert_eq!(slave_accepts(id, own), heard, "{id:x?}");
+        }
+        assert!(!slave_accepts(std(class::COMMAND, 5), None));
+    }
+
+    proptest! {
+        #[test]
+        fn any_identifier_and_data_is_read_without_panic(
+            id in 0..1u32 << 29, data in proptest::collection::vec(any::<u8>(), 0..=8),
+        ) {
+            for id in [id, id | JOIN, id | MANAGEMENT] {
+                let frame = CanFrame::new(CanId::Extended(id), false, &data).expect("fits");
+                let _ = decode(&frame);
+            }
+        }
+    }
+}

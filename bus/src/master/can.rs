@@ -1,0 +1,238 @@
+//! The master on CAN and CAN FD.
+
+use super::Core;
+use crate::Schedule;
+use crate::budget::Budget;
+use crate::join::{self, Extended};
+use crate::message::*;
+use crate::seats::Heard;
+use crate::segment::Pdu;
+use crate::wire::{self, DecodeError};
+use helio_units::{Duration, Instant, NodeId};
+
+pub(super) struct Can {
+    sync_due: bool,
+    sync_in_flight: bool,
+    /// Our clock when the last SYNC was on the wire, µs.
+    previous_us: u32,
+    sync_counter: u8,
+    /// By receiver, 0 for all.
+    order_counters: [u8; 128],
+    /// Orders may not push cyclic data over its bounds.
+    order_budget: Budget,
+}
+
+impl Can {
+    pub(super) fn new(schedule: &Schedule) -> Self {
+        let eighth = Duration::from_nanos(schedule.cycle.as_nanos() / 8);
+        Self {
+            sync_due: false,
+            sync_in_flight: false,
+            previous_us: 0,
+            sync_counter: 0,
+            order_counters: [0; 128],
+            order_budget: Budget::new(2, eighth),
+        }
+    }
+
+    pub(super) fn start_cycle(&mut self, core: &mut Core) {
+        core.stats.overwritten += u64::from(self.sync_due);
+        self.sync_due = true;
+    }
+
+    pub(super) fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        if mailbox == Mailbox::Urgent && self.sync_in_flight {
+            self.sync_in_flight = false;
+            self.previous_us = (now.as_micros() & 0xfff_ffff) as u32;
+        }
+    }
+
+    pub(super) fn handle_frame(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
+        if matches!(frame.id, CanId::Extended(_)) {
+            return self.handle_extended(core, now, frame);
+        }
+        let decoded = match wire::decode(frame) {
+            Ok(decoded) => decoded,
+            Err(DecodeError::Check(id)) => {
+                if let Some(node) = NodeId::new(id.node()) {
+                    core.reject(node, E2eFault::Check);
+                }
+                return;
+            }
+            Err(DecodeError::Foreign) => return,
+        };
+        match decoded.message {
+            Message::Trip => core.event(MasterEvent::Trip),
+            // Another master; the slaves' counters will tell.
+            Message::Sync(_) | Message::Command(_) => {}
+            message => {
+                let counter = (decoded.counter, decoded.counter_mask);
+                core.receive(now, decoded.id, counter, message);
+            }
+        }
+    }
+
+    fn handle_extended(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
+        match join::decode(frame) {
+            Some(Extended::Claim(uid)) => {
+                core.seats.claim(now, &core.schedule, uid);
+            }
+            Some(Extended::Confirm {
+                node,
+                uid_low,
+                description,
+            }) => {
+                let seats = &mut core.seats;
+                if let Some(event) = seats.confirm(now, &core.schedule, node, uid_low, description)
+                {
+                    core.event(event);
+                }
+            }
+            Some(Extended::ToMaster(node, pdu)) => core.handle_pdu(now, node, pdu),
+            _ => {}
+        }
+    }
+
+    pub(super) fn poll_timeout(&self, core: &Core) -> Option<Instant> {
+        self.order_budget
+            .next()
+            .filter(|_| !core.commands.is_empty())
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        core: &mut Core,
+        now: Instant,
+        mailbox: Mailbox,
+    ) -> Option<CanFrame> {
+        match mailbox {
+            Mailbox::Urgent => self.poll_urgent(core, now),
+            Mailbox::Cyclic => None,
+            Mailbox::Management => poll_management(core, now),
+        }
+    }
+
+    fn poll_urgent(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
+        let fd = core.schedule.fd();
+        self.sync_in_flight = self.sync_due;
+        if self.sync_due {
+            self.sync_due = false;
+            self.sync_counter = self.sync_counter.wrapping_add(1) & 0xf;
+            let sync = Sync {
+                cycle: core.cycle,
+                tag: core.tag(),
+                previous_us: self.previous_us,
+            };
+            return wire::encode(&Message::Sync(sync), self.sync_counter, fd);
+        }
+        let command = match core.seats.next_quarantine(now) {
+            Some((node, hold)) => Command {
+                to: Some(node),
+                order: Order::Quarantine(hold),
+            },
+            None if !core.commands.is_empty() && self.order_budget.take(now) => {
+                core.commands.pop_front()?
+            }
+            None => return None,
+        };
+        let to = command.to.map_or(0, |node| usize::from(node.get()));
+        let counter = self.order_counters.get_mut(to)?;
+        *counter = counter.wrapping_add(1) & 0xf;
+        wire::encode(&Message::Command(command), *counter, fd)
+    }
+}
+
+fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
+    if core.seats.has_duties() {
+        if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
+            return join::assign(node, uid);
+        }
+        if let Some((uid, reason)) = core.seats.next_refusal() {
+            return join::release(None, Some(uid), reason);
+        }
+        if let Some(node) = core.seats.next_release() {
+            return join::release(Some(node), None, LeaveReason::Silence);
+        }
+    }
+    let (node, pdu) = core.next_pdu(now)?;
+    CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
+}
+
+impl Core {
+    /// A slave's message whose check is good.
+    pub(super) fn receive(
+        &mut self,
+        now: Instant,
+        id: crate::e2e::DataId,
+        counter: (u8, u8),
+        message: Message,
+    ) {
+        let Some(node) = NodeId::new(id.node()) else {
+            return;
+        };
+        let seats = &mut self.seats;
+        match seats.hear(now, &self.schedule, self.cycle, node, id.class(), counter) {
+            Heard::Fresh(lost) => {
+                if lost > 0 {
+                    self.stats.lost += u64::from(lost);
+                    self.event(MasterEvent::Rejected {
+                        node,
+                        fault: E2eFault::Lost(lost),
+                    });
+                }
+                self.stats.received += 1;
+                self.event(MasterEvent::Message(message));
+            }
+            Heard::Fault(fault) => self.reject(node, fault),
+            Heard::Babble => self.quarantine(now, node, None),
+            Heard::Stranger => {}
+        }
+    }
+
+    /// A message that failed its check, from a seat that has a member.
+    pub(super) fn reject(&mut self, node: NodeId, fault: E2eFault) {
+        if self.seats.member(node).is_some() {
+            self.stats.rejected += 1;
+            self.event(MasterEvent::Rejected { node, fault });
+        }
+    }
+
+    fn handle_pdu(&mut self, now: Instant, node: NodeId, pdu: &[u8]) {
+        if self.seats.member(node).is_none() {
+            return;
+        }
+        for (of, sender) in &mut self.senders {
+            if *of == Some(node) {
+                sender.handle_flow(now, pdu);
+            }
+        }
+        let mut receivers = self.receivers.iter_mut();
+        let receiver = receivers.find(|(of, r)| *of == Some(node) && !r.is_idle());
+        let receiver = match receiver {
+            Some(receiver) => Some(receiver),
+            None => self.receivers.iter_mut().find(|(_, r)| r.is_idle()),
+        };
+        if let Some((of, receiver)) = receiver {
+            *of = Some(node);
+            if receiver.handle(now, pdu) {
+                self.event(MasterEvent::Datagram(node));
+            }
+        }
+    }
+
+    /// The next management frame: flow control first, so that no slave waits for us.
+    fn next_pdu(&mut self, now: Instant) -> Option<(NodeId, Pdu)> {
+        let fd = self.schedule.fd();
+        for (of, receiver) in &mut self.receivers {
+            if let (Some(node), Some(pdu)) = (*of, receiver.poll()) {
+                return Some((node, pdu));
+            }
+        }
+        for (of, sender) in &mut self.senders {
+            if let (Some(node), Some(pdu)) = (*of, sender.poll(now, fd)) {
+                return Some((node, pdu));
+            }
+        }
+        None
+    }
+}

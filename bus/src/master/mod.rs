@@ -1,0 +1,298 @@
+//! The master's end of the bus: the beat, the seats, and what comes in.
+//!
+//! Every cycle starts with SYNC. Everything that slaves say goes through the seats' end-to-end
+//! check and rate check to [`MasterLink::poll_event`]. The medium's own part is in `can` and
+//! `serial`; who sits where is decided in `seats`.
+
+mod can;
+
+use crate::message::*;
+use crate::seats::{Device, Seats};
+use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
+use crate::slave::earliest;
+use crate::{Busy, Schedule};
+use heapless::{Deque, Vec};
+use helio_units::{Duration, Instant, NodeId, TagId, Uid};
+
+/// What the master's link has counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MasterStats {
+    /// Messages delivered.
+    pub received: u64,
+    /// Messages found missing by their counters.
+    pub lost: u64,
+    /// Messages that failed their end-to-end check.
+    pub rejected: u64,
+    /// SYNCs whose successor came before they were sent.
+    pub overwritten: u64,
+    /// Events dropped because nobody polled.
+    pub events_dropped: u64,
+}
+
+/// Datagrams that can be under way at once in each direction.
+const SESSIONS: usize = 2;
+
+/// The master's end of the bus.
+pub struct MasterLink {
+    core: Core,
+    can: can::Can,
+}
+
+struct Core {
+    schedule: Schedule,
+    seats: Seats,
+    tags: Vec<TagId, 64>,
+    next_tag: usize,
+    /// Number of the cycle under way.
+    cycle: u8,
+    /// Start of the next cycle; `None` before the first call.
+    cycle_at: Option<Instant>,
+    now: Option<Instant>,
+    commands: Deque<Command, 64>,
+    senders: [(Option<NodeId>, DatagramSender); SESSIONS],
+    receivers: [(Option<NodeId>, DatagramReceiver); SESSIONS],
+    events: Deque<MasterEvent, 64>,
+    stats: MasterStats,
+}
+
+impl MasterLink {
+    /// A link without members; it sends its first SYNC at once.
+    pub fn new(schedule: Schedule) -> Self {
+        let schedule = Schedule {
+            seats: schedule.seats.clamp(1, NodeId::MAX.get()),
+            ..schedule
+        };
+        Self {
+            can: can::Can::new(&schedule),
+            core: Core {
+                schedule,
+                seats: Seats::new(),
+                tags: Vec::new(),
+                next_tag: 0,
+                cycle: 0,
+                cycle_at: None,
+                now: None,
+                commands: Deque::new(),
+                senders: [const { (None, DatagramSender::new()) }; SESSIONS],
+                receivers: [const { (None, DatagramReceiver::new()) }; SESSIONS],
+                events: Deque::new(),
+                stats: MasterStats::default(),
+            },
+        }
+    }
+
+    /// A frame came; `now` is its end.
+    pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.handle_timeout(now);
+        self.can.handle_frame(&mut self.core, now, frame);
+    }
+
+    /// The frame in this mailbox is on the wire, completely and acknowledged.
+    pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.handle_timeout(now);
+        self.can.handle_sent(now, mailbox);
+    }
+
+    /// Bytes came over RS485; `now` is the end of the last one's stop bit.
+    pub fn handle_serial(&mut self, now: Instant, _bytes: &[u8]) {
+        self.handle_timeout(now);
+    }
+
+    /// The line was held at the start-bit level for longer than a character.
+    pub fn handle_break(&mut self, now: Instant) {
+        self.handle_timeout(now);
+    }
+
+    /// Early and repeated calls are harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.core.handle_timeout(now);
+        let at = *self.core.cycle_at.get_or_insert(now);
+        if now >= at {
+            self.core.start_cycle(now, at);
+            self.can.start_cycle(&mut self.core);
+        }
+    }
+
+    /// Keeps a free seat for a device, as if it had sat there before: the roster of a commissioned
+    /// plant, in which a seat is a place on the wall. Another device of the same kind may still
+    /// replace it.
+    pub fn reserve(&mut self, node: NodeId, uid: Uid, capabilities: Capabilities) {
+        self.core.seats.reserve(node, Device { uid, capabilities });
+    }
+
+    /// The tags to range, in turn, one per cycle; at most 64.
+    pub fn set_tags(&mut self, tags: &[TagId]) {
+        self.core.tags.clear();
+        self.core.tags.extend(tags.iter().copied().take(64));
+        self.core.seats.ranging = !tags.is_empty();
+    }
+
+    /// Queues an order. Orders are paced so that cyclic data keeps its bounds.
+    pub fn command(&mut self, command: Command) -> Result<(), Busy> {
+        self.core.commands.push_back(command).map_err(|_| Busy)
+    }
+
+    /// Silences a member for a while; afterwards it joins anew and gets its seat back.
+    /// The link does so by itself with a member that exceeds its rate.
+    pub fn quarantine(&mut self, now: Instant, node: NodeId, for_: Duration) {
+        self.handle_timeout(now);
+        self.core.quarantine(now, node, Some(for_));
+    }
+
+    /// Takes a member's seat back; the device keeps away for a second.
+    pub fn remove(&mut self, now: Instant, node: NodeId) {
+        self.handle_timeout(now);
+        if let Some(event) = self.core.seats.remove(node) {
+            self.core.left(node);
+            self.core.event(event);
+        }
+    }
+
+    /// Sends up to 2048 bytes to a member.
+    pub fn send_datagram(&mut self, node: NodeId, datagram: &[u8]) -> Result<(), Busy> {
+        if self.core.seats.member(node).is_none() {
+            return Err(Busy);
+        }
+        let busy = |(of, s): &(Option<NodeId>, DatagramSender)| *of == Some(node) && !s.is_idle();
+        if self.core.senders.iter().any(busy) {
+            return Err(Busy);
+        }
+        let free = self.core.senders.iter_mut().find(|(_, s)| s.is_idle());
+        let (of, sender) = free.ok_or(Busy)?;
+        sender.load(datagram)?;
+        *of = Some(node);
+        Ok(())
+    }
+
+    /// A datagram announced by [`MasterEvent::Datagram`], handed over once.
+    pub fn datagram(&mut self) -> Option<(NodeId, &[u8])> {
+        let receivers = self.core.receivers.iter_mut();
+        receivers
+            .filter_map(|(of, r)| Some((*of)?).zip(r.take()))
+            .next()
+    }
+
+    /// The next frame for a mailbox, which must be free. A frame given out before and neither
+    /// confirmed nor refused is taken as given up.
+    pub fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.handle_timeout(now);
+        let frame = self.can.poll(&mut self.core, now, mailbox)?;
+        Some(CanOut {
+            frame,
+            sampled_at: None,
+        })
+    }
+
+    /// What to put on the RS485 line.
+    pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.handle_timeout(now);
+        None
+    }
+
+    /// News for the core above; ask until there are none.
+    pub fn poll_event(&mut self) -> Option<MasterEvent> {
+        self.core.events.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`], and then the polls, next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let core = &self.core;
+        let Some(now) = core.now else {
+            return Some(Instant::ZERO);
+        };
+        let later = |t: Option<Instant>| t.filter(|t| *t > now);
+        earliest([
+            later(core.cycle_at),
+            later(Some(core.seats.scan_at()).filter(|t| *t < Instant::MAX)),
+            later(core.sessions_timeout()),
+            later(self.can.poll_timeout(core)),
+        ])
+    }
+
+    /// Who sits there, once confirmed.
+    pub fn member(&self, node: NodeId) -> Option<(Uid, Capabilities)> {
+        let device = self.core.seats.member(node)?;
+        Some((device.uid, device.capabilities))
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> MasterStats {
+        self.core.stats
+    }
+
+    /// The timing in use.
+    pub fn schedule(&self) -> &Schedule {
+        &self.core.schedule
+    }
+}
+
+impl Core {
+    fn event(&mut self, event: MasterEvent) {
+        if self.events.push_back(event).is_err() {
+            self.stats.events_dropped += 1;
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.now = self.now.max(Some(now));
+        // News of members are never dropped: they wait in the table for room in the queue.
+        while self.events.len() < self.events.capacity() / 2
+            && let Some(event) = self.seats.scan(now, &self.schedule)
+        {
+            if let MasterEvent::Left { node, .. } = event {
+                self.left(node);
+            }
+            self.event(event);
+        }
+        for (_, sender) in &mut self.senders {
+            sender.handle_timeout(now);
+        }
+        for (_, receiver) in &mut self.receivers {
+            receiver.handle_timeout(now);
+        }
+    }
+
+    fn start_cycle(&mut self, now: Instant, at: Instant) {
+        let next = at + self.schedule.cycle;
+        self.cycle_at = Some(if next > now {
+            next
+        } else {
+            now + self.schedule.cycle
+        });
+        self.cycle = self.cycle.wrapping_add(1);
+        self.next_tag = self.next_tag.wrapping_add(1);
+    }
+
+    /// The tag of this cycle.
+    fn tag(&self) -> Option<TagId> {
+        let turn = self.next_tag.checked_rem(self.tags.len())?;
+        self.tags.get(turn).copied()
+    }
+
+    fn quarantine(&mut self, now: Instant, node: NodeId, for_: Option<Duration>) {
+        if let Some(event) = self.seats.quarantine(now, &self.schedule, node, for_) {
+            self.left(node);
+            self.event(event);
+        }
+    }
+
+    /// Nothing is owed any more to who sat there.
+    fn left(&mut self, node: NodeId) {
+        for (of, sender) in &mut self.senders {
+            if *of == Some(node) {
+                sender.abort();
+            }
+        }
+        for (of, receiver) in &mut self.receivers {
+            if *of == Some(node) {
+                receiver.abort();
+            }
+        }
+    }
+
+    fn sessions_timeout(&self) -> Option<Instant> {
+        let senders = self.senders.iter().filter_map(|(_, s)| s.poll_timeout());
+        let receivers = self.receivers.iter().filter_map(|(_, r)| r.poll_timeout());
+        senders.chain(receivers).min()
+    }
+}

@@ -1,0 +1,109 @@
+//! When everything is said: cycle, phases and limits of each bus.
+//!
+//! ```text
+//!      SYNC                            SYNC + ranges_phase              next SYNC
+//! CAN   | sample | summary, one detail     | range | range chunks           |
+//! FD    | sample | state                   | range | all ranges             |
+//! ```
+//!
+//! RS485 has a superframe instead; see [`crate::superframe`].
+
+use crate::message::{BusKind, Capabilities};
+use helio_units::Duration;
+
+/// Timing of one bus; equal at the master and all slaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Medium and bit rate.
+    pub kind: BusKind,
+    /// Seats, `1..=127`. On RS485 the beacon has a place for each, so it must be equal at both ends.
+    pub seats: u8,
+    /// From SYNC to SYNC; on RS485 the length of the superframe.
+    pub cycle: Duration,
+    /// From SYNC to the instant at which anchors range. RS485 ranges just before its pass of ranges.
+    pub ranges_phase: Duration,
+    /// After SYNC a slave waits so long for the sample that SYNC asked for, then sends its last.
+    pub sample_grace: Duration,
+    /// A slave unheard for so long is gone. On CAN it is asked for a sign of life first.
+    pub silence: Duration,
+    /// The same for a slave that ranges, because it speaks twice in a cycle.
+    pub ranging_silence: Duration,
+    /// A slave that has not heard the master for so long gives up its seat.
+    pub master_silence: Duration,
+    /// From an unanswered claim to the next (up to twice as long at random), and from an
+    /// unconfirmed assignment to the next.
+    pub join_retry: Duration,
+    /// First quarantine of a babbler; each further one is twice as long, up to a minute.
+    pub quarantine: Duration,
+}
+
+impl Schedule {
+    /// The defaults of each bus.
+    pub fn for_bus(kind: BusKind) -> Self {
+        let us = Duration::from_micros;
+        let (cycle, ranges_phase, seats) = match kind {
+            BusKind::Can500k => (us(40_000), us(20_000), 127),
+            BusKind::Can1M => (us(20_000), us(10_000), 127),
+            BusKind::CanFd => (us(10_000), us(5_000), 127),
+            BusKind::Rs485At1M => (us(28_000), us(19_500), 32),
+            BusKind::Rs485At4M => (us(10_000), us(5_000), 32),
+        };
+        Self {
+            kind,
+            seats,
+            cycle,
+            ranges_phase,
+            sample_grace: us(300),
+            silence: match kind {
+                // Three missing, and the third had its chance to come.
+                BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
+                _ => cycle * 3,
+            },
+            ranging_silence: match kind {
+                BusKind::Can500k | BusKind::Can1M => part(cycle, 150),
+                _ => part(cycle, 250),
+            },
+            master_silence: cycle * 3,
+            join_retry: us(if kind == BusKind::Can500k {
+                20_000
+            } else {
+                10_000
+            }),
+            quarantine: Duration::from_millis(100),
+        }
+    }
+
+    /// Whether the bus is CAN FD.
+    pub(crate) fn fd(&self) -> bool {
+        self.kind == BusKind::CanFd
+    }
+
+    /// Cyclic frames that a slave sends in one cycle on CAN.
+    pub(crate) fn frames_per_cycle(&self, c: Capabilities) -> u16 {
+        if self.fd() {
+            1 + u16::from(c.anchors > 0)
+        } else {
+            let detail = c.cells > 0 || c.temps > 0;
+            1 + u16::from(detail) + u16::from(c.anchors.min(16)).div_ceil(2)
+        }
+    }
+
+    /// Whether the bus is CAN, classic or FD.
+    pub(crate) fn can(&self) -> bool {
+        !matches!(self.kind, BusKind::Rs485At1M | BusKind::Rs485At4M)
+    }
+
+    /// A slave with these capabilities is gone after so long.
+    pub(crate) fn silence_of(&self, c: Capabilities, ranging: bool) -> Duration {
+        if ranging && c.anchors > 0 {
+            self.ranging_silence
+        } else {
+            self.silence
+        }
+    }
+}
+
+/// So many hundredths of a span.
+pub(crate) fn part(span: Duration, hundredths: u64) -> Duration {
+    Duration::from_nanos(span.as_nanos() / 100 * hundredths)
+}

@@ -1,0 +1,677 @@
+//! Who sits where: the master's table of seats.
+//!
+//! ```text
+//!          claim            confirmed               silent, removed
+//! Free ------------> Offered ----------> Member ------------------------> Vacant
+//!   ^                 |  ^  ^              | babbles                        |  |
+//!   '--- no answer ---'  |  |              v                                |  |
+//!                        |  '-- claim -- Quarantined -- time over ----------^  |
+//!                        '--- claim of the same, or of a successor ------------'
+//! ```
+//!
+//! Rule of seats: a device gets the seat it had. A new device takes the lowest vacant seat whose
+//! last occupant had equal capabilities, else the lowest free one, else the lowest vacant one.
+//! Capabilities are known only from the confirmation; so a claim is first offered the lowest
+//! vacant seat and moved if that turns out wrong.
+
+use crate::Schedule;
+use crate::e2e::{Receiver, Verdict};
+use crate::join::{Description, PROTOCOL_VERSION};
+use crate::message::{Capabilities, E2eFault, LeaveReason, MasterEvent};
+use crate::schedule::part;
+use crate::wire::class;
+use heapless::Deque;
+use helio_units::{Duration, Instant, NodeId, Uid};
+
+/// Seats that the table holds.
+pub const SEATS: usize = 127;
+/// Assignments sent before a device counts as gone.
+const TRIES: u8 = 4;
+/// Signs of life that count while nothing cyclic comes.
+const PROBES: u8 = 4;
+/// Longest quarantine.
+const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
+/// A device that behaved for so long starts again with the shortest quarantine.
+const FORGIVEN: Duration = Duration::from_secs(600);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Seat {
+    state: State,
+    /// Doublings of the next quarantine.
+    level: u8,
+    /// End of the last quarantine.
+    released: Instant,
+    /// Counters per class.
+    receivers: [Receiver; 16],
+    /// Last sign of life.
+    heard: Instant,
+    /// What came in the cycle `window`.
+    window: u8,
+    states: u8,
+    alarms: u8,
+    frames: u16,
+}
+
+/// A device and what it can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub uid: Uid,
+    pub capabilities: Capabilities,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Offered {
+        uid: Uid,
+        /// Who sat here before, perhaps the same.
+        before: Option<Device>,
+        retry_at: Instant,
+        tries: u8,
+    },
+    Member {
+        device: Device,
+        since: Instant,
+        /// Somebody else claims a seat with this uid since then.
+        challenged: Option<Instant>,
+        /// Last time that it was asked for a sign of life.
+        probed: Instant,
+        /// How often since its last cyclic message.
+        probes: u8,
+    },
+    Vacant {
+        device: Device,
+    },
+    Quarantined {
+        device: Device,
+        until: Instant,
+        /// Last time that the order was repeated.
+        told: Instant,
+    },
+}
+
+/// What the master has to say to establish what the table says.
+#[derive(Debug, Default)]
+pub struct Duties {
+    /// Seats whose occupant is to be told its seat.
+    assign: u128,
+    /// Seats on which somebody speaks who should join anew.
+    release: u128,
+    /// Devices that are told to go, or that there is nothing for them.
+    refuse: Deque<(Uid, LeaveReason), 16>,
+    /// Seats to be told to be silent.
+    quarantine: u128,
+}
+
+/// What a seat makes of a frame with a good check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Deliver it; this many are missing before it.
+    Fresh(u8),
+    /// Drop it and say why.
+    Fault(E2eFault),
+    /// Not from a member.
+    Stranger,
+    /// One too many: the seat is quarantined now.
+    Babble,
+}
+
+pub struct Seats {
+    seats: [Seat; SEATS],
+    duties: Duties,
+    /// When [`Self::scan`] has something to do, at the earliest.
+    scan_at: Instant,
+    /// Anchors range now, so their slaves speak twice per cycle.
+    pub ranging: bool,
+}
+
+const EMPTY: Seat = Seat {
+    state: State::Free,
+    level: 0,
+    released: Instant::ZERO,
+    receivers: [Receiver::Nothing; 16],
+    heard: Instant::ZERO,
+    window: 0,
+    states: 0,
+    alarms: 0,
+    frames: 0,
+};
+
+impl Seats {
+    pub const fn new() -> Self {
+        Self {
+            seats: [EMPTY; SEATS],
+            duties: Duties {
+                assign: 0,
+                release: 0,
+                refuse: Deque::new(),
+                quarantine: 0,
+            },
+            scan_at: Instant::MAX,
+            ranging: false,
+        }
+    }
+
+    /// The member on a seat.
+    pub fn member(&self, node: NodeId) -> Option<Device> {
+        match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some(device),
+            _ => None,
+        }
+    }
+
+    /// The device that sits on a seat or is about to (RS485 gives it a slot).
+    pub fn seated(&self, node: NodeId) -> bool {
+        let seat = self.seats.get(node.index());
+        seat.is_some_and(|s| matches!(s.state, State::Member { .. } | State::Offered { .. }))
+    }
+
+    /// Whether the seat's occupant was told to be silent.
+    pub fn quarantined(&self, node: NodeId) -> bool {
+        let seat = self.seats.get(node.index());
+        seat.is_some_and(|s| matches!(s.state, State::Quarantined { .. }))
+    }
+
+    /// Keeps a free seat for the device that is known to belong there.
+    pub fn reserve(&mut self, node: NodeId, device: Device) {
+        if let Some(seat) = self.seats.get_mut(node.index())
+            && matches!(seat.state, State::Free)
+        {
+            seat.state = State::Vacant { device };
+        }
+    }
+
+    /// A device asks for a seat.
+    pub fn claim(&mut self, now: Instant, schedule: &Schedule, uid: Uid) -> Option<NodeId> {
+        if let Some(node) = self.find(uid) {
+            let seat = self.seats.get_mut(node.index())?;
+            match &mut seat.state {
+                State::Offered { .. } => self.duties.assign |= bit(node),
+                State::Vacant { .. } | State::Free => {
+                    self.offer(now, schedule, node, uid);
+                }
+                State::Member { challenged, .. } => {
+                    // Either it restarted, and is silent from now on, or this is another one.
+                    let since = *challenged.get_or_insert(now);
+                    self.scan_by(since + challenge(schedule));
+                    return None;
+                }
+                State::Quarantined { .. } => return None,
+            }
+            return Some(node);
+        }
+        let node = self
+            .lowest(schedule, |s| matches!(s, State::Vacant { .. }))
+            .or_else(|| self.lowest(schedule, |s| matches!(s, State::Free)));
+        match node {
+            Some(node) => self.offer(now, schedule, node, uid),
+            None => self.refuse(uid, LeaveReason::Full),
+        }
+        node
+    }
+
+    /// A device that knows its capabilities already asks for a seat (RS485).
+    pub fn claim_described(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        uid: Uid,
+        description: Description,
+    ) -> Option<NodeId> {
+        if description.version != PROTOCOL_VERSION {
+            self.refuse(uid, LeaveReason::Version);
+            return None;
+        }
+        if self.find(uid).is_none()
+            && let Some(node) = self.best(schedule, description.capabilities)
+        {
+            self.offer(now, schedule, node, uid);
+            return Some(node);
+        }
+        self.claim(now, schedule, uid)
+    }
+
+    /// A device says that it has taken its seat. `uid_low` is the lower half of its id.
+    pub fn confirm(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        node: NodeId,
+        uid_low: u32,
+        description: Description,
+    ) -> Option<MasterEvent> {
+        let seat = self.seats.get_mut(node.index())?;
+        match seat.state {
+            State::Offered { uid, before, .. } if uid.get() as u32 == uid_low => {
+                if description.version != PROTOCOL_VERSION {
+                    self.revert(node);
+                    self.refuse(uid, LeaveReason::Version);
+                    return None;
+                }
+                let capabilities = description.capabilities;
+                if before.is_some_and(|b| b.uid != uid && b.capabilities != capabilities)
+                    && let Some(better) = self.best(schedule, capabilities)
+                {
+                    self.revert(node);
+                    self.offer(now, schedule, better, uid);
+                    return None;
+                }
+                self.seat(now, schedule, node, Device { uid, capabilities })
+            }
+            State::Member { device, probes, .. } if device.uid.get() as u32 == uid_low => {
+                if probes <= PROBES {
+                    seat.heard = now;
+                }
+                None
+            }
+            _ => {
+                self.duties.release |= bit(node);
+                None
+            }
+        }
+    }
+
+    /// The offer is taken: from now on a member.
+    pub fn seat(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        node: NodeId,
+        device: Device,
+    ) -> Option<MasterEvent> {
+        let seat = self.seats.get_mut(node.index())?;
+        let State::Offered { before, .. } = seat.state else {
+            return None;
+        };
+        let replaces = before.map(|b| b.uid).filter(|b| *b != device.uid);
+        if replaces.is_some() || now.since(seat.released) > FORGIVEN {
+            seat.level = 0;
+        }
+        seat.state = State::Member {
+            device,
+            since: now,
+            challenged: None,
+            probed: now,
+            probes: 0,
+        };
+        seat.heard = now;
+        seat.receivers = [Receiver::Nothing; 16];
+        seat.frames = 0;
+        seat.states = 0;
+        seat.alarms = 0;
+        self.duties.assign &= !bit(node);
+        self.duties.release &= !bit(node);
+        self.duties.quarantine &= !bit(node);
+        self.scan_by(now + schedule.silence_of(device.capabilities, self.ranging));
+        Some(MasterEvent::Joined {
+            node,
+            uid: device.uid,
+            capabilities: device.capabilities,
+            replaces,
+        })
+    }
+
+    /// A cyclic message with a good check came from a seat.
+    pub fn hear(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        cycle: u8,
+        node: NodeId,
+        class: u8,
+        counter: (u8, u8),
+    ) -> Heard {
+        let Some(seat) = self.seats.get_mut(node.index()) else {
+            return Heard::Stranger;
+        };
+        let device = match &mut seat.state {
+            State::Member { device, probes, .. } => {
+                *probes = 0;
+                device
+            }
+            State::Offered { .. } => {
+                // It took the seat, but its confirmation is lost: ask again.
+                return Heard::Stranger;
+            }
+            State::Quarantined { told, .. } => {
+                if now.since(*told) > Duration::from_millis(1) {
+                    *told = now;
+                    self.duties.quarantine |= bit(node);
+                }
+                return Heard::Stranger;
+            }
+            State::Free | State::Vacant { .. } => {
+                self.duties.release |= bit(node);
+                return Heard::Stranger;
+            }
+        };
+        if seat.window != cycle {
+            seat.window = cycle;
+            seat.frames = 0;
+            seat.states = 0;
+            seat.alarms = 0;
+        }
+        // In one of our cycles an honest slave speaks at most twice, once late and once in time.
+        let nominal = schedule.frames_per_cycle(device.capabilities);
+        let babbles = match class {
+            class::ALARM => {
+                seat.alarms = seat.alarms.saturating_add(1);
+                u16::from(seat.alarms) > 3 * crate::slave::ALARM_BURST
+            }
+            class::SUMMARY | class::STATE => {
+                seat.states = seat.states.saturating_add(1);
+                seat.frames = seat.frames.saturating_add(1);
+                seat.states > 2
+            }
+            _ => {
+                seat.frames = seat.frames.saturating_add(1);
+                seat.frames > 2 * nominal + 2
+            }
+        };
+        if babbles {
+            return Heard::Babble;
+        }
+        let Some(receiver) = seat.receivers.get_mut(usize::from(class)) else {
+            return Heard::Stranger;
+        };
+        match receiver.check(counter.0, counter.1) {
+            Verdict::Fresh { lost } => {
+                seat.heard = now;
+                Heard::Fresh(lost)
+            }
+            Verdict::Repeated => Heard::Fault(E2eFault::Repeated),
+            Verdict::Sequence => Heard::Fault(E2eFault::Sequence),
+        }
+    }
+
+    /// Tells a member to be silent for so long, or for as long as its record asks for.
+    pub fn quarantine(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        node: NodeId,
+        for_: Option<Duration>,
+    ) -> Option<MasterEvent> {
+        let seat = self.seats.get_mut(node.index())?;
+        let (State::Member { device, .. } | State::Quarantined { device, .. }) = seat.state else {
+            return None;
+        };
+        let was_member = matches!(seat.state, State::Member { .. });
+        let hold = for_.unwrap_or_else(|| {
+            let hold = schedule.quarantine * (1 << seat.level.min(20));
+            seat.level = seat.level.saturating_add(1);
+            hold.min(LONGEST_QUARANTINE)
+        });
+        let until = now + hold;
+        seat.state = State::Quarantined {
+            device,
+            until,
+            told: now,
+        };
+        seat.released = until;
+        self.duties.quarantine |= bit(node);
+        self.scan_by(until);
+        was_member.then_some(MasterEvent::Left {
+            node,
+            uid: device.uid,
+            reason: LeaveReason::Babbling,
+        })
+    }
+
+    /// Takes a seat back on the operator's word.
+    pub fn remove(&mut self, node: NodeId) -> Option<MasterEvent> {
+        let seat = self.seats.get_mut(node.index())?;
+        let State::Member { device, .. } = seat.state else {
+            return None;
+        };
+        seat.state = State::Vacant { device };
+        self.refuse(device.uid, LeaveReason::Commanded);
+        Some(MasterEvent::Left {
+            node,
+            uid: device.uid,
+            reason: LeaveReason::Commanded,
+        })
+    }
+
+    /// Looks for what time has decided. Gives one event at a time: call until there is none.
+    pub fn scan(&mut self, now: Instant, schedule: &Schedule) -> Option<MasterEvent> {
+        if now < self.scan_at {
+            return None;
+        }
+        let mut next = Instant::MAX;
+        for index in 0..SEATS {
+            let node = NodeId::new(index as u8 + 1)?;
+            let Some(seat) = self.seats.get_mut(index) else {
+                break;
+            };
+            match &mut seat.state {
+                State::Offered { retry_at, .. } if now < *retry_at => next = next.min(*retry_at),
+                State::Offered { tries, .. } if *tries >= TRIES => self.revert(node),
+                State::Offered {
+                    retry_at, tries, ..
+                } => {
+                    *tries += 1;
+                    *retry_at = now + schedule.join_retry;
+                    next = next.min(*retry_at);
+                    self.duties.assign |= bit(node);
+                }
+                State::Member { .. } => match self.scan_member(now, schedule, node) {
+                    Ok(at) => next = next.min(at),
+                    Err(event) => return Some(event),
+                },
+                State::Quarantined { device, until, .. } if now >= *until => {
+                    seat.state = State::Vacant { device: *device };
+                }
+                State::Quarantined { until, .. } => next = next.min(*until),
+                State::Free | State::Vacant { .. } => {}
+            }
+        }
+        self.scan_at = next;
+        None
+    }
+
+    /// When to look at a member again, or what became of it.
+    fn scan_member(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        node: NodeId,
+    ) -> Result<Instant, MasterEvent> {
+        let Some(seat) = self.seats.get_mut(node.index()) else {
+            return Ok(Instant::MAX);
+        };
+        let State::Member {
+            device,
+            challenged,
+            probed,
+            probes,
+            ..
+        } = &mut seat.state
+        else {
+            return Ok(Instant::MAX);
+        };
+        let uid = device.uid;
+        let silence = schedule.silence_of(device.capabilities, self.ranging);
+        let dead_at = seat.heard + silence;
+        let mut next = dead_at;
+        let mut restarted = false;
+        if let Some(since) = *challenged {
+            let at = since + challenge(schedule);
+            if seat.heard > since {
+                *challenged = None;
+                self.refuse(uid, LeaveReason::DuplicateUid);
+                return Err(MasterEvent::Duplicate { node, uid });
+            }
+            restarted = now >= at;
+            next = next.min(at);
+        }
+        if restarted || now >= dead_at {
+            seat.state = State::Vacant { device: *device };
+            if restarted {
+                self.offer(now, schedule, node, uid);
+            }
+            let reason = LeaveReason::Silence;
+            return Err(MasterEvent::Left { node, uid, reason });
+        }
+        // Unheard for too long, but perhaps only twice by chance: assigned its seat once more,
+        // it confirms at once.
+        if schedule.can() && challenged.is_none() {
+            let probe_at = (seat.heard + part(silence, 70)).max(*probed + part(silence, 15));
+            if now >= probe_at {
+                *probed = now;
+                *probes = probes.saturating_add(1);
+                self.duties.assign |= bit(node);
+                next = next.min(now + part(silence, 15));
+            } else {
+                next = next.min(probe_at);
+            }
+        }
+        Ok(next)
+    }
+
+    /// When to call [`Self::scan`].
+    pub fn scan_at(&self) -> Instant {
+        self.scan_at
+    }
+
+    /// The next seat whose occupant is to be told.
+    pub fn next_assign(&mut self, now: Instant, schedule: &Schedule) -> Option<(NodeId, Uid)> {
+        while let Some(node) = pop(&mut self.duties.assign) {
+            match self.seats.get_mut(node.index()).map(|s| &mut s.state) {
+                Some(State::Offered { uid, retry_at, .. }) => {
+                    *retry_at = now + schedule.join_retry;
+                    return Some((node, *uid));
+                }
+                Some(State::Member { device, .. }) => return Some((node, device.uid)),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// The next device that is refused.
+    pub fn next_refusal(&mut self) -> Option<(Uid, LeaveReason)> {
+        self.duties.refuse.pop_front()
+    }
+
+    /// The next seat whose unknown occupant is to join anew.
+    pub fn next_release(&mut self) -> Option<NodeId> {
+        while let Some(node) = pop(&mut self.duties.release) {
+            if !self.seated(node) {
+                return Some(node);
+            }
+        }
+        None
+    }
+
+    /// The next seat to be told to be silent, and for how long from now.
+    pub fn next_quarantine(&mut self, now: Instant) -> Option<(NodeId, Duration)> {
+        while let Some(node) = pop(&mut self.duties.quarantine) {
+            if let Some(State::Quarantined { until, .. }) =
+                self.seats.get(node.index()).map(|s| s.state)
+                && until > now
+            {
+                return Some((node, until.since(now)));
+            }
+        }
+        None
+    }
+
+    /// Whether any of the above would give something.
+    pub fn has_duties(&self) -> bool {
+        let d = &self.duties;
+        d.assign | d.release | d.quarantine != 0 || !d.refuse.is_empty()
+    }
+
+    /// Since when a member is seated.
+    #[cfg(test)]
+    pub fn since(&self, node: NodeId) -> Option<Instant> {
+        match self.seats.get(node.index())?.state {
+            State::Member { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
+    fn offer(&mut self, now: Instant, schedule: &Schedule, node: NodeId, uid: Uid) {
+        let Some(seat) = self.seats.get_mut(node.index()) else {
+            return;
+        };
+        let before = match seat.state {
+            State::Vacant { device } => Some(device),
+            _ => None,
+        };
+        let retry_at = now + schedule.join_retry;
+        seat.state = State::Offered {
+            uid,
+            before,
+            retry_at,
+            tries: 1,
+        };
+        self.duties.assign |= bit(node);
+        self.scan_by(retry_at);
+    }
+
+    /// The offer was not taken.
+    fn revert(&mut self, node: NodeId) {
+        if let Some(seat) = self.seats.get_mut(node.index())
+            && let State::Offered { before, .. } = seat.state
+        {
+            seat.state = before.map_or(State::Free, |device| State::Vacant { device });
+            self.duties.assign &= !bit(node);
+        }
+    }
+
+    fn refuse(&mut self, uid: Uid, reason: LeaveReason) {
+        if !self.duties.refuse.iter().any(|(known, _)| *known == uid) {
+            // When full: who is not answered asks again.
+            let _ = self.duties.refuse.push_back((uid, reason));
+        }
+    }
+
+    /// The seat that a new device with these capabilities takes, unless it is the lowest vacant.
+    fn best(&self, schedule: &Schedule, capabilities: Capabilities) -> Option<NodeId> {
+        self.lowest(
+            schedule,
+            |s| matches!(s, State::Vacant { device } if device.capabilities == capabilities),
+        )
+        .or_else(|| self.lowest(schedule, |s| matches!(s, State::Free)))
+    }
+
+    fn lowest(&self, schedule: &Schedule, fits: impl Fn(&State) -> bool) -> Option<NodeId> {
+        let seats = self.seats.iter().take(schedule.seats.into());
+        let (index, _) = seats.enumerate().find(|(_, seat)| fits(&seat.state))?;
+        NodeId::new(index as u8 + 1)
+    }
+
+    /// The seat that belongs to a device.
+    fn find(&self, uid: Uid) -> Option<NodeId> {
+        let index = self.seats.iter().position(|seat| match seat.state {
+            State::Free => false,
+            State::Offered { uid: u, .. } => u == uid,
+            State::Member { device, .. }
+            | State::Vacant { device }
+            | State::Quarantined { device, .. } => device.uid == uid,
+        })?;
+        NodeId::new(index as u8 + 1)
+    }
+
+    fn scan_by(&mut self, at: Instant) {
+        self.scan_at = self.scan_at.min(at);
+    }
+}
+
+/// A member that is claimed for by another and still speaks after so long is a duplicate's victim.
+fn challenge(schedule: &Schedule) -> Duration {
+    part(schedule.cycle, 150)
+}
+
+fn bit(node: NodeId) -> u128 {
+    1 << node.index()
+}
+
+/// Takes the lowest seat out of a set.
+fn pop(set: &mut u128) -> Option<NodeId> {
+    let node = NodeId::new(set.trailing_zeros() as u8 + 1).filter(|_| *set != 0)?;
+    *set &= *set - 1;
+    Some(node)
+}

@@ -1,0 +1,414 @@
+//! A slave on CAN and CAN FD.
+//!
+//! ```text
+//! SYNC --> Waiting --sample or grace--> turn: summary + next detail (FD: state)
+//!                                       ... + ranges_phase: RangeNow --set_ranges--> range chunks
+//! ```
+
+use super::{Core, KEEP_AWAY, Seat, earliest};
+use crate::budget::Budget;
+use crate::e2e::{Receiver, Verdict};
+use crate::join::{self, Extended};
+use crate::message::*;
+use crate::wire::{self, class};
+use crate::{Schedule, segment::Pdu};
+use helio_units::{Duration, Instant, NodeId, TagId, Uid};
+
+pub(super) struct Can {
+    /// SYNC has asked for a sample: until when the turn waits for it, and the SYNC itself.
+    waiting: Option<(Instant, Instant)>,
+    /// Ranges are to be taken then.
+    range: Option<(Instant, TagId)>,
+    summary_due: bool,
+    detail_due: bool,
+    /// Next detail in the rotation: cell chunks, then temperature chunks.
+    detail: u8,
+    /// Pairs of ranges still to be sent, `from..to`; on FD one stands for all.
+    pairs: (u8, u8),
+    confirm_due: bool,
+    counters: [u8; 16],
+    sync: Receiver,
+    orders: Receiver,
+    orders_to_all: Receiver,
+    budget: Budget,
+}
+
+impl Can {
+    pub(super) fn new(schedule: &Schedule, capabilities: Capabilities) -> Self {
+        // Just above the schedule: one message more per cycle, two more at once.
+        let frames = schedule.frames_per_cycle(capabilities);
+        let share = schedule.cycle.as_nanos() / (u64::from(frames) + 1);
+        Self {
+            waiting: None,
+            range: None,
+            summary_due: false,
+            detail_due: false,
+            detail: 0,
+            pairs: (0, 0),
+            confirm_due: false,
+            counters: [0; 16],
+            sync: Receiver::Nothing,
+            orders: Receiver::Nothing,
+            orders_to_all: Receiver::Nothing,
+            budget: Budget::new(frames + 2, Duration::from_nanos(share)),
+        }
+    }
+
+    pub(super) fn handle_frame(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
+        match frame.id {
+            CanId::Standard(_) => self.handle_standard(core, now, frame),
+            CanId::Extended(_) => match join::decode(frame) {
+                Some(Extended::Assign { node, uid }) => self.handle_assign(core, now, node, uid),
+                Some(Extended::Release { node, uid, reason })
+                    if uid == Some(core.uid)
+                        || (uid.is_none() && node.is_some() && node == core.node()) =>
+                {
+                    core.released(now, reason);
+                }
+                Some(Extended::ToSlave(node, pdu)) if core.node() == Some(node) => {
+                    core.sender.handle_flow(now, pdu);
+                    if core.receiver.handle(now, pdu) {
+                        core.event(SlaveEvent::Datagram);
+                    }
+                }
+                _ => {}
+            },
+        }
+    }
+
+    fn handle_standard(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
+        let decoded = match wire::decode(frame) {
+            Ok(decoded) => decoded,
+            Err(wire::DecodeError::Check(_)) => {
+                core.stats.rejected += 1;
+                return;
+            }
+            Err(wire::DecodeError::Foreign) => return,
+        };
+        let receiver = match decoded.message {
+            Message::Trip => return core.event(SlaveEvent::TripSeen),
+            Message::Sync(_) => {
+                if !core.master_alive(now) {
+                    // Perhaps another master, with other counters.
+                    self.sync = Receiver::Nothing;
+                }
+                &mut self.sync
+            }
+            Message::Command(Command { to: None, .. }) => &mut self.orders_to_all,
+            Message::Command(Command { to, .. }) if to == core.node() => &mut self.orders,
+            Message::Command(_) => return,
+            // Somebody speaks as if it sat on our seat.
+            _ => {
+                if core.node().map(NodeId::get) == Some(decoded.id.node()) {
+                    self.reset();
+                    core.leave(now, LeaveReason::DuplicateUid, Duration::ZERO);
+                }
+                return;
+            }
+        };
+        if !matches!(
+            receiver.check(decoded.counter, decoded.counter_mask),
+            Verdict::Fresh { .. }
+        ) {
+            core.stats.rejected += 1;
+            return;
+        }
+        match decoded.message {
+            Message::Sync(sync) => {
+                core.sync(now, &sync);
+                self.start_cycle(core, now, &sync);
+            }
+            Message::Command(command) => {
+                core.order(now, command.order);
+                if core.node().is_none() {
+                    self.reset();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn handle_assign(&mut self, core: &mut Core, now: Instant, node: NodeId, uid: Uid) {
+        if uid == core.uid {
+            let was = core.node();
+            if !core.join(node) {
+                return;
+            }
+            // A seat outlives the silence of the master only if it was heard; this is it.
+            core.heard = core.heard.max(Some(now));
+            if was != Some(node) {
+                self.reset();
+                self.orders = Receiver::Nothing;
+                self.orders_to_all = Receiver::Nothing;
+            }
+            self.confirm_due = true;
+        } else if core.node() == Some(node) {
+            self.reset();
+            core.leave(now, LeaveReason::Silence, Duration::ZERO);
+        }
+    }
+
+    /// Nothing of the old seat is to be said any more.
+    fn reset(&mut self) {
+        self.waiting = None;
+        self.range = None;
+        self.summary_due = false;
+        self.detail_due = false;
+        self.pairs = (0, 0);
+        self.confirm_due = false;
+    }
+
+    fn start_cycle(&mut self, core: &mut Core, now: Instant, sync: &Sync) {
+        let Seat::Member { trying, .. } = core.seat else {
+            return;
+        };
+        // Nothing of ours gets through: the master cannot count us as a member for longer.
+        if trying.is_some_and(|since| now.since(since) > core.schedule.silence) {
+            self.reset();
+            // Whoever drowns us out, perhaps a device with our id, is not to meet us again.
+            let hold = core.random(now.as_nanos(), KEEP_AWAY);
+            return core.leave(now, LeaveReason::Silence, hold);
+        }
+        self.waiting = Some((now + core.schedule.sample_grace, now));
+        self.range = match sync.tag {
+            Some(tag) if core.capabilities.anchors > 0 && !core.isolated => {
+                Some((now + core.schedule.ranges_phase, tag))
+            }
+            _ => None,
+        };
+    }
+
+    /// It is our turn: the summary and the next detail are due.
+    fn start_turn(&mut self, core: &mut Core) {
+        self.waiting = None;
+        core.stats.overwritten += u64::from(self.summary_due) + u64::from(self.detail_due);
+        self.summary_due = true;
+        self.detail_due = !core.isolated && !core.schedule.fd() && details(core) > 0;
+    }
+
+    pub(super) fn handle_sample(&mut self, core: &mut Core, sampled_at: Instant) {
+        if matches!(self.waiting, Some((_, sync)) if sampled_at >= sync) {
+            self.start_turn(core);
+        }
+    }
+
+    pub(super) fn handle_ranges(&mut self, core: &mut Core) {
+        if core.node().is_none() || core.isolated || core.capabilities.anchors == 0 {
+            return;
+        }
+        core.stats.overwritten += u64::from(self.pairs.1 - self.pairs.0.min(self.pairs.1));
+        let pairs = if core.schedule.fd() {
+            1
+        } else {
+            core.capabilities.anchors.div_ceil(2)
+        };
+        self.pairs = (0, pairs);
+    }
+
+    pub(super) fn handle_sent(&mut self, core: &mut Core, now: Instant, mailbox: Mailbox) {
+        if mailbox != Mailbox::Management {
+            core.stats.sent += 1;
+        }
+        match &mut core.seat {
+            Seat::Member { trying, .. } if mailbox == Mailbox::Cyclic => *trying = None,
+            Seat::Seeking { .. } if mailbox == Mailbox::Management => core.claimed(now),
+            _ => {}
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
+        if core.node().is_none() {
+            if self.waiting.is_some() || self.range.is_some() || self.summary_due {
+                self.reset();
+            }
+            return;
+        }
+        if matches!(self.waiting, Some((until, _)) if now >= until) {
+            self.start_turn(core);
+        }
+        if let Some((at, tag)) = self.range
+            && now >= at
+        {
+            self.range = None;
+            core.event(SlaveEvent::RangeNow(tag));
+        }
+    }
+
+    pub(super) fn poll_timeout(&self, core: &Core, now: Instant) -> Option<Instant> {
+        let blocked = |due: bool, budget: &Budget| budget.next().filter(|_| due);
+        let cyclic = self.summary_due || self.detail_due || self.pairs.0 < self.pairs.1;
+        let times = [
+            self.waiting.map(|(until, _)| until),
+            self.range.map(|(at, _)| at),
+            blocked(cyclic || core.babbling, &self.budget),
+            blocked(!core.alarms.is_empty() || core.babbling, &core.alarm_budget),
+            blocked(core.trip, &core.trip_budget),
+        ];
+        earliest(times.map(|t| t.filter(|t| *t > now)))
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        core: &mut Core,
+        now: Instant,
+        mailbox: Mailbox,
+    ) -> Option<CanOut> {
+        match mailbox {
+            Mailbox::Urgent => self.poll_urgent(core, now),
+            Mailbox::Cyclic => self.poll_cyclic(core, now),
+            Mailbox::Management => {
+                let frame = self.poll_management(core, now)?;
+                Some(CanOut {
+                    frame,
+                    sampled_at: None,
+                })
+            }
+        }
+    }
+
+    fn poll_urgent(&mut self, core: &mut Core, now: Instant) -> Option<CanOut> {
+        if core.trip && !matches!(core.seat, Seat::Held { .. }) {
+            if core.trip_budget.take(now) {
+                core.trip = false;
+                return self.encode(core, &Message::Trip, None);
+            }
+            core.stats.over_budget += 1;
+        }
+        let node = core.node()?;
+        if core.alarms.is_empty() && !core.babbling {
+            return None;
+        }
+        if !core.alarm_budget.take(now) {
+            core.stats.over_budget += 1;
+            return None;
+        }
+        let alarm = core.next_alarm().unwrap_or(BABBLE);
+        self.encode(core, &Message::Alarm(node, alarm), None)
+    }
+
+    fn poll_cyclic(&mut self, core: &mut Core, now: Instant) -> Option<CanOut> {
+        let node = core.node()?;
+        let ranges_due = self.pairs.0 < self.pairs.1;
+        if !(self.summary_due || self.detail_due || ranges_due || core.babbling) {
+            return None;
+        }
+        if !self.budget.take(now) {
+            core.stats.over_budget += 1;
+            return None;
+        }
+        if let Seat::Member { trying, .. } = &mut core.seat {
+            trying.get_or_insert(now);
+        }
+        let (sampled_at, state) = match &core.state {
+            Some((at, state)) => (Some(*at), *state),
+            None => (None, State::default()),
+        };
+        if self.summary_due || core.babbling {
+            self.summary_due = false;
+            let message = if core.schedule.fd() {
+                Message::State(node, state)
+            } else {
+                Message::Summary(node, state.summary)
+            };
+            return self.encode(core, &message, sampled_at);
+        }
+        if self.detail_due {
+            self.detail_due = false;
+            let message = self.next_detail(core, node, &state);
+            return self.encode(core, &message, sampled_at);
+        }
+        let first = self.pairs.0 * 2;
+        self.pairs.0 += 1;
+        let (at, ranges) = core.ranges?;
+        let message = if core.schedule.fd() {
+            Message::Ranges(node, ranges)
+        } else {
+            Message::RangeChunk {
+                node,
+                tag: ranges.tag,
+                first,
+                range: chunk(&ranges.range, first),
+            }
+        };
+        self.encode(core, &message, Some(at))
+    }
+
+    /// The chunk whose turn it is; those of cells and sensors that are not there do not exist.
+    fn next_detail(&mut self, core: &Core, node: NodeId, state: &State) -> Message {
+        let cell_chunks = core.capabilities.cells.div_ceil(4);
+        let this = self.detail % details(core).max(1);
+        self.detail = this + 1;
+        if this < cell_chunks {
+            let first = this * 4;
+            Message::CellChunk {
+                node,
+                first,
+                cells: chunk(&state.cells.0, first),
+            }
+        } else {
+            let first = (this - cell_chunks) * 6;
+            Message::TempChunk {
+                node,
+                first,
+                temps: chunk(&state.temps.0, first),
+            }
+        }
+    }
+
+    fn poll_management(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
+        let Some(node) = core.node() else {
+            // A claim that is polled for again was given up by the controller (bus off).
+            let due = core.claim_at(now);
+            let due = due.is_some_and(|at| now >= at || at == Instant::MAX);
+            let uid = core.uid;
+            return due.then(|| join::claim(uid, core.claim())).flatten();
+        };
+        if self.confirm_due {
+            self.confirm_due = false;
+            return join::confirm(node, core.uid, core.description());
+        }
+        let fd = core.schedule.fd();
+        let pdu: Pdu = match core.receiver.poll() {
+            Some(flow) => flow,
+            None => core.sender.poll(now, fd)?,
+        };
+        CanFrame::new(join::management_id(node, true), fd, &pdu)
+    }
+
+    fn encode(
+        &mut self,
+        core: &Core,
+        message: &Message,
+        sampled_at: Option<Instant>,
+    ) -> Option<CanOut> {
+        let class = wire::data_id(message).class();
+        let counter = self.counters.get_mut(usize::from(class))?;
+        *counter = counter.wrapping_add(1);
+        let mask = if class >= class::STATE { 0xff } else { 0xf };
+        let frame = wire::encode(message, *counter & mask, core.schedule.fd())?;
+        Some(CanOut { frame, sampled_at })
+    }
+}
+
+/// What a babbling core asks to be sent.
+const BABBLE: Alarm = Alarm {
+    code: 0,
+    severity: Severity::Warn,
+    active: true,
+    index: 0,
+    value: 0,
+};
+
+/// Chunks in the rotation of details.
+fn details(core: &Core) -> u8 {
+    core.capabilities.cells.div_ceil(4) + core.capabilities.temps.div_ceil(6)
+}
+
+/// `N` values from `first` on; past the end there are none.
+fn chunk<T: Copy, const N: usize>(values: &[Option<T>], first: u8) -> [Option<T>; N] {
+    let mut out = [None; N];
+    for (to, from) in out.iter_mut().zip(values.iter().skip(first.into())) {
+        *to = *from;
+    }
+    out
+}

@@ -1,0 +1,545 @@
+//! One slave's end of the bus: seat, what there is to say, and when.
+//!
+//! The shell feeds frames, confirmations and time, and asks for a frame whenever a mailbox (or
+//! on RS485 the line) is free; the core above sets the newest values, which are encoded at that
+//! last moment. The medium's own part is in `can` and `serial`.
+//!
+//! ```text
+//!            claim, assigned
+//! Seeking --------------------> Member
+//!    ^  ^                         |  |
+//!    |  '--- master silent, ------'  | quarantine, duplicate, no seat, told to go
+//!    |       seat given away         v
+//!    '------------------------- Held until
+//! ```
+//!
+//! Only a member speaks cyclically; a trip goes out from everywhere but `Held`.
+
+mod can;
+
+use crate::budget::Budget;
+use crate::join::{self, Description, PROTOCOL_VERSION};
+use crate::message::*;
+use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
+use crate::{Busy, Schedule};
+use heapless::{Deque, Vec};
+use helio_units::{Duration, Instant, NodeId, Uid};
+
+/// What a slave's link has counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlaveStats {
+    /// Cyclic and urgent frames sent (on CAN: confirmed by the controller).
+    pub sent: u64,
+    /// Cyclic messages whose next turn came before they were sent.
+    pub overwritten: u64,
+    /// Times that the transmit budget held a message back.
+    pub over_budget: u64,
+    /// Received messages that failed their end-to-end check.
+    pub rejected: u64,
+    /// Alarms dropped because the queue was full.
+    pub alarms_dropped: u64,
+}
+
+/// One slave's end of the bus.
+pub struct SlaveLink {
+    core: Core,
+    can: can::Can,
+}
+
+/// What the link is, independent of the medium.
+struct Core {
+    schedule: Schedule,
+    uid: Uid,
+    capabilities: Capabilities,
+    seat: Seat,
+    /// The latest time we were told.
+    now: Option<Instant>,
+    /// End of the last SYNC.
+    heard: Option<Instant>,
+    clock: MasterClock,
+    state: Option<(Instant, State)>,
+    ranges: Option<(Instant, Ranges)>,
+    trip: bool,
+    trip_budget: Budget,
+    alarms: Vec<Alarm, 16>,
+    alarm_budget: Budget,
+    /// Told to say nothing but summaries.
+    isolated: bool,
+    babbling: bool,
+    sender: DatagramSender,
+    receiver: DatagramReceiver,
+    events: Deque<SlaveEvent, 16>,
+    stats: SlaveStats,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seat {
+    /// Wants a seat.
+    Seeking {
+        /// Not before.
+        claim_at: Instant,
+        /// Claims sent since the seat was lost. The first needs no master, so that a cold
+        /// rack does not wait for the first SYNC.
+        attempt: u32,
+        /// A claim went out, so an assignment may be the answer and not meant for a twin.
+        asked: bool,
+    },
+    Member {
+        node: NodeId,
+        /// Since when a cyclic frame of ours tries to get through.
+        trying: Option<Instant>,
+    },
+    /// Says nothing until then.
+    Held { until: Instant },
+}
+
+/// How long a slave keeps away that was refused a seat or told to go.
+const KEEP_AWAY: Duration = Duration::from_millis(1_000);
+
+impl SlaveLink {
+    /// A link without a seat; it starts to claim one at once.
+    pub fn new(schedule: Schedule, uid: Uid, capabilities: Capabilities) -> Self {
+        let capabilities = Capabilities {
+            cells: capabilities.cells.min(MAX_CELLS as u8),
+            temps: capabilities.temps.min(MAX_TEMPS as u8),
+            anchors: capabilities.anchors.min(MAX_ANCHORS as u8),
+        };
+        let quarter = Duration::from_nanos(schedule.cycle.as_nanos() / 4);
+        Self {
+            can: can::Can::new(&schedule, capabilities),
+            core: Core {
+                schedule,
+                uid,
+                capabilities,
+                seat: Seat::Seeking {
+                    claim_at: Instant::ZERO,
+                    attempt: 0,
+                    asked: false,
+                },
+                now: None,
+                heard: None,
+                clock: MasterClock::default(),
+                state: None,
+                ranges: None,
+                trip: false,
+                trip_budget: Budget::new(4, schedule.cycle),
+                alarms: Vec::new(),
+                alarm_budget: Budget::new(ALARM_BURST, quarter),
+                isolated: false,
+                babbling: false,
+                sender: DatagramSender::new(),
+                receiver: DatagramReceiver::new(),
+                events: Deque::new(),
+                stats: SlaveStats::default(),
+            },
+        }
+    }
+
+    /// A frame that passed [`crate::slave_accepts`] came; `now` is its end.
+    pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.handle_timeout(now);
+        self.can.handle_frame(&mut self.core, now, frame);
+    }
+
+    /// The frame in this mailbox is on the wire, completely and acknowledged.
+    pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.handle_timeout(now);
+        self.can.handle_sent(&mut self.core, now, mailbox);
+    }
+
+    /// Bytes came over RS485; `now` is the end of the last one's stop bit.
+    pub fn handle_serial(&mut self, now: Instant, _bytes: &[u8]) {
+        self.handle_timeout(now);
+    }
+
+    /// The line was held at the start-bit level for longer than a character.
+    pub fn handle_break(&mut self, now: Instant) {
+        self.handle_timeout(now);
+    }
+
+    /// Early and repeated calls are harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.core.handle_timeout(now);
+        self.can.handle_timeout(&mut self.core, now);
+    }
+
+    /// The newest measurement; sent at its next turn.
+    pub fn set_state(&mut self, sampled_at: Instant, state: &State) {
+        self.core.state = Some((sampled_at, *state));
+        self.can.handle_sample(&mut self.core, sampled_at);
+    }
+
+    /// The ranges that [`SlaveEvent::RangeNow`] asked for.
+    pub fn set_ranges(&mut self, sampled_at: Instant, ranges: &Ranges) {
+        self.core.ranges = Some((sampled_at, *ranges));
+        self.can.handle_ranges(&mut self.core);
+    }
+
+    /// This slave has opened its gate: tell everybody.
+    pub fn trip(&mut self, now: Instant) {
+        self.handle_timeout(now);
+        self.core.trip = true;
+        self.core.event(SlaveEvent::TripSeen);
+    }
+
+    /// Queues an alarm. The most severe goes first, among equals the oldest; when the queue is
+    /// full the least severe is dropped.
+    pub fn alarm(&mut self, now: Instant, alarm: Alarm) {
+        self.handle_timeout(now);
+        self.core.alarm(alarm);
+    }
+
+    /// Sends up to 2048 bytes to the master.
+    pub fn send_datagram(&mut self, datagram: &[u8]) -> Result<(), Busy> {
+        match self.core.seat {
+            Seat::Member { .. } => self.core.sender.load(datagram),
+            Seat::Seeking { .. } | Seat::Held { .. } => Err(Busy),
+        }
+    }
+
+    /// The datagram announced by [`SlaveEvent::Datagram`], handed over once.
+    pub fn datagram(&mut self) -> Option<&[u8]> {
+        self.core.receiver.take()
+    }
+
+    /// The next frame for a mailbox, which must be free. A frame given out before and neither
+    /// confirmed nor refused is taken as given up.
+    pub fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.handle_timeout(now);
+        self.can.poll(&mut self.core, now, mailbox)
+    }
+
+    /// What to put on the RS485 line.
+    pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.handle_timeout(now);
+        None
+    }
+
+    /// News for the core above; ask until there are none.
+    pub fn poll_event(&mut self) -> Option<SlaveEvent> {
+        self.core.events.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`], and then the polls, next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let Some(now) = self.core.now else {
+            return Some(Instant::ZERO);
+        };
+        earliest([
+            self.core.poll_timeout(now),
+            self.can.poll_timeout(&self.core, now),
+        ])
+    }
+
+    /// The seat, while there is one.
+    pub fn node(&self) -> Option<NodeId> {
+        self.core.node()
+    }
+
+    /// Fault injection: the core above asks for summaries and alarms as fast as mailboxes drain.
+    /// What the transmit budget lets through goes out.
+    pub fn babble(&mut self, on: bool) {
+        self.core.babbling = on;
+    }
+
+    /// The master's clock at `now`, known from the second SYNC on, within 2 µs on CAN at 1 Mbit/s.
+    /// The wire carries it modulo 2^28 µs (268 s): the absolute value is continuous from the
+    /// first SYNC heard, and equal to the master's if that was within its first 268 s.
+    pub fn master_time(&self, now: Instant) -> Option<Instant> {
+        self.core.clock.at(now)
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> SlaveStats {
+        self.core.stats
+    }
+
+    /// The timing in use.
+    pub fn schedule(&self) -> &Schedule {
+        &self.core.schedule
+    }
+}
+
+/// Alarms at once; then one per quarter of a cycle.
+pub(crate) const ALARM_BURST: u16 = 4;
+
+impl Core {
+    fn node(&self) -> Option<NodeId> {
+        match self.seat {
+            Seat::Member { node, .. } => Some(node),
+            Seat::Seeking { .. } | Seat::Held { .. } => None,
+        }
+    }
+
+    fn event(&mut self, event: SlaveEvent) {
+        // A core that does not poll loses news; it cannot stop the link.
+        let _ = self.events.push_back(event);
+    }
+
+    fn description(&self) -> Description {
+        Description {
+            version: PROTOCOL_VERSION,
+            capabilities: self.capabilities,
+        }
+    }
+
+    fn alarm(&mut self, alarm: Alarm) {
+        if self.alarms.is_full() {
+            self.stats.alarms_dropped += 1;
+            let least = self.alarms.iter().enumerate().rev();
+            let least = least.min_by_key(|(_, a)| a.severity);
+            match least.map(|(i, a)| (i, a.severity)) {
+                Some((i, severity)) if severity < alarm.severity => {
+                    self.alarms.remove(i);
+                }
+                _ => return,
+            }
+        }
+        let _ = self.alarms.push(alarm);
+    }
+
+    /// The most severe alarm, the oldest of its kind.
+    fn next_alarm(&mut self) -> Option<Alarm> {
+        let mut best: Option<(usize, Severity)> = None;
+        for (i, alarm) in self.alarms.iter().enumerate() {
+            if best.is_none_or(|(_, severity)| alarm.severity > severity) {
+                best = Some((i, alarm.severity));
+            }
+        }
+        best.map(|(i, _)| self.alarms.remove(i))
+    }
+
+    /// Whether the master was heard a short while ago.
+    fn master_alive(&self, now: Instant) -> bool {
+        self.heard
+            .is_some_and(|heard| now < heard + self.schedule.master_silence)
+    }
+
+    /// An assignment to our unique id; false when it is not for us after all.
+    fn join(&mut self, node: NodeId) -> bool {
+        match self.seat {
+            Seat::Held { .. } | Seat::Seeking { asked: false, .. } => return false,
+            Seat::Member { node: was, .. } if was == node => return true,
+            _ => {}
+        }
+        self.seat = Seat::Member { node, trying: None };
+        self.sender.abort();
+        self.receiver.abort();
+        self.event(SlaveEvent::Joined(node));
+        true
+    }
+
+    /// Gives up the seat or the wish for one, and says nothing for `hold`.
+    fn leave(&mut self, now: Instant, reason: LeaveReason, hold: Duration) {
+        self.seat = if hold == Duration::ZERO {
+            Seat::Seeking {
+                claim_at: now,
+                attempt: 1,
+                asked: false,
+            }
+        } else {
+            Seat::Held { until: now + hold }
+        };
+        self.isolated = false;
+        self.sender.abort();
+        self.receiver.abort();
+        self.event(SlaveEvent::Left(reason));
+    }
+
+    /// The master tells us, or whoever has our unique id, to go.
+    fn released(&mut self, now: Instant, reason: LeaveReason) {
+        match (reason, self.seat) {
+            // A member is the first of the two: the other one is meant.
+            (LeaveReason::DuplicateUid, Seat::Member { .. }) | (_, Seat::Held { .. }) => {}
+            (LeaveReason::Silence, Seat::Seeking { .. }) => {}
+            (LeaveReason::Silence, _) => self.leave(now, reason, Duration::ZERO),
+            _ => self.leave(now, reason, KEEP_AWAY),
+        }
+    }
+
+    /// An order that passed its end-to-end check.
+    fn order(&mut self, now: Instant, order: Order) {
+        if self.node().is_none() {
+            return;
+        }
+        match order {
+            Order::Quarantine(hold) => {
+                let hold = hold.max(Duration::from_millis(1));
+                return self.leave(now, LeaveReason::Babbling, hold);
+            }
+            Order::Isolate(on) => self.isolated = on,
+            _ => {}
+        }
+        self.event(SlaveEvent::Order(order));
+    }
+
+    /// A SYNC that passed its check; `now` is its end.
+    fn sync(&mut self, now: Instant, sync: &Sync) {
+        let first = !self.master_alive(now);
+        self.heard = Some(now);
+        self.clock.sync(now, sync);
+        if let Seat::Seeking {
+            claim_at, attempt, ..
+        } = &mut self.seat
+            && first
+            && *attempt > 0
+        {
+            *claim_at = now;
+        }
+        self.event(SlaveEvent::Sync {
+            cycle: sync.cycle,
+            tag: sync.tag,
+        });
+    }
+
+    /// When a claim may go out.
+    fn claim_at(&self, now: Instant) -> Option<Instant> {
+        match self.seat {
+            Seat::Seeking {
+                claim_at, attempt, ..
+            } if attempt == 0 || self.master_alive(now) => Some(claim_at),
+            _ => None,
+        }
+    }
+
+    /// A claim goes out under a hash of its own; no other until it is on the wire.
+    fn claim(&mut self) -> u32 {
+        let Seat::Seeking {
+            claim_at,
+            attempt,
+            asked,
+        } = &mut self.seat
+        else {
+            return 0;
+        };
+        let this = *attempt;
+        *asked = true;
+        *claim_at = Instant::MAX;
+        *attempt = this.saturating_add(1);
+        this
+    }
+
+    /// The claim is on the wire: the next one a random while later. What the cells measure makes
+    /// two devices differ whose ids are the same.
+    fn claimed(&mut self, now: Instant) {
+        let Seat::Seeking { attempt, .. } = self.seat else {
+            return;
+        };
+        let retry = self.schedule.join_retry;
+        let next = now + retry + self.random(attempt.into(), retry);
+        if let Seat::Seeking { claim_at, .. } = &mut self.seat {
+            *claim_at = next;
+        }
+    }
+
+    /// A span below `limit`. What the cells measure makes two devices differ whose ids are the same.
+    fn random(&self, salt: u64, limit: Duration) -> Duration {
+        let cells = self.state.iter().flat_map(|(_, s)| s.cells.0);
+        let seed = join::mix(self.uid.get() ^ salt);
+        let hash = cells.fold(seed, |h, mv| join::mix(h ^ mv.map_or(0, |mv| mv.0.into())));
+        Duration::from_nanos(hash.checked_rem(limit.as_nanos()).unwrap_or(0))
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.now = self.now.max(Some(now));
+        match self.seat {
+            Seat::Member { .. } if !self.master_alive(now) => {
+                self.leave(now, LeaveReason::Silence, Duration::ZERO);
+            }
+            Seat::Held { until } if now >= until => {
+                self.seat = Seat::Seeking {
+                    claim_at: now,
+                    attempt: 1,
+                    asked: false,
+                };
+            }
+            _ => {}
+        }
+        self.sender.handle_timeout(now);
+        self.receiver.handle_timeout(now);
+    }
+
+    /// What is due already waits for a mailbox, not for time.
+    fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let seat = match self.seat {
+            Seat::Member { .. } => self.heard.map(|h| h + self.schedule.master_silence),
+            Seat::Held { until } => Some(until),
+            Seat::Seeking { .. } => self.claim_at(now),
+        };
+        let times = [
+            seat,
+            self.sender.poll_timeout(),
+            self.receiver.poll_timeout(),
+        ];
+        earliest(times.map(|t| t.filter(|t| *t > now)))
+    }
+}
+
+/// The earliest of several instants.
+pub(crate) fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
+    times.into_iter().flatten().min()
+}
+
+/// Follows the master's clock: each SYNC tells when the one before was on the wire.
+#[derive(Clone, Copy, Debug, Default)]
+struct MasterClock {
+    last: Option<(Instant, u8)>,
+    /// The same instant on our clock and, in µs, on the master's.
+    pair: Option<(Instant, u64)>,
+}
+
+impl MasterClock {
+    fn sync(&mut self, now: Instant, sync: &Sync) {
+        const WRAP: u64 = 1 << 28;
+        if let Some((at, cycle)) = self.last
+            && sync.cycle == cycle.wrapping_add(1)
+        {
+            let told = u64::from(sync.previous_us);
+            // The value that is nearest to what our own clock expects.
+            let expected = self.at(at).map_or(told, |t| t.as_micros());
+            let ahead = told.wrapping_sub(expected) % WRAP;
+            let us = if ahead < WRAP / 2 {
+                expected.wrapping_add(ahead)
+            } else {
+                expected.wrapping_sub(WRAP - ahead)
+            };
+            self.pair = Some((at, us));
+        }
+        self.last = Some((now, sync.cycle));
+    }
+
+    fn at(&self, now: Instant) -> Option<Instant> {
+        let (local, us) = self.pair?;
+        let master = Instant::from_micros(us);
+        Some(if now >= local {
+            master + now.since(local)
+        } else {
+            master - local.since(now)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn master_time_is_followed_over_the_wrap() {
+        let mut clock = MasterClock::default();
+        let offset = 5_000_000u64; // our clock is 5 s behind the master's
+        let mut previous = 0;
+        for n in 0..30_000u64 {
+            let us = n * 20_000;
+            let sync = Sync {
+                cycle: n as u8,
+                tag: None,
+                previous_us: (previous % (1 << 28)) as u32,
+            };
+            clock.sync(Instant::from_micros(us), &sync);
+            previous = us + offset;
+            let at = clock.at(Instant::from_micros(us));
+            assert_eq!(at.is_some(), n > 0);
+            assert!(at.is_none_or(|at| at == Instant::from_micros(us + offset)));
+        }
+    }
+}

@@ -1,0 +1,577 @@
+//! Master and slaves together on an ideal and on a lossy CAN bus.
+
+mod common;
+use common::*;
+use helio_bus::*;
+use helio_units::*;
+
+const CAN: [BusKind; 3] = [BusKind::Can500k, BusKind::Can1M, BusKind::CanFd];
+
+/// 32 slaves, joined, and the record cleared.
+fn rack(kind: BusKind) -> World {
+    let mut w = World::new(kind, 1..=32);
+    w.master.set_tags(&[TagId(7), TagId(8)]);
+    w.run_until(ms(200));
+    assert_eq!(w.joined(), 32);
+    w.events.clear();
+    w.slaves.iter_mut().for_each(|s| s.events.clear());
+    w
+}
+
+fn lost(w: &World) -> u64 {
+    w.slaves.iter().map(|s| s.link.stats().overwritten).sum()
+}
+
+#[test]
+fn a_cold_rack_of_32_joins_in_96_frames() {
+    for kind in CAN {
+        let mut w = World::new(kind, 1..=32);
+        w.run_until(ms(60));
+        let joined = |e: &MasterEvent| matches!(e, MasterEvent::Joined { .. });
+        assert_eq!(w.count(joined), 32, "{kind:?}");
+        let last = w
+            .events
+            .iter()
+            .rev()
+            .find(|(_, e)| joined(e))
+            .expect("32")
+            .0;
+        println!(
+            "{kind:?}: 32 joined after {} µs",
+            last.since(ms(3)).as_micros()
+        );
+        // At 500 kbit/s 96 frames of the worst stuffing take 31 ms.
+        let limit = match kind {
+            BusKind::Can500k => 32,
+            BusKind::Can1M => 17,
+            _ => 25, // the first members speak already
+        };
+        assert!(
+            last.since(ms(3)) <= Duration::from_millis(limit),
+            "{kind:?}"
+        );
+        assert_eq!(w.collisions, 0);
+        let mut seats: Vec<_> = w.slaves.iter().filter_map(|s| s.link.node()).collect();
+        seats.sort();
+        seats.dedup();
+        assert_eq!(seats.len(), 32);
+    }
+}
+
+#[test]
+fn every_value_reaches_the_master_in_time_and_none_is_lost() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        let (from, frames, busy) = (w.now, w.frames, w.busy);
+        w.run_for(Duration::from_secs(2));
+        let span = w.now.since(from);
+        assert_eq!(lost(&w), 0, "{kind:?}");
+        assert_eq!(w.master.stats().lost, 0);
+        assert_eq!(w.count(|e| matches!(e, MasterEvent::Rejected { .. })), 0);
+        let worst = w.worst_age.iter().max().expect("some");
+        println!(
+            "{kind:?}: {} frames in 2 s, load {:.1} %, oldest value {} µs",
+            w.frames - frames,
+            100.0 * (w.busy - busy).as_secs_f32() / span.as_secs_f32(),
+            worst.as_micros()
+        );
+        if kind != BusKind::Can500k {
+            assert!(*worst < Duration::from_millis(10), "{kind:?}");
+        }
+        // Every cell and range of every slave was told, and told right.
+        let mut cells = [[false; 16]; 32];
+        let mut ranges = [false; 32];
+        for (_, event) in &w.events {
+            let MasterEvent::Message(m) = event else {
+                continue;
+            };
+            match m {
+                Message::CellChunk {
+                    node,
+                    first,
+                    cells: c,
+                } => {
+                    let s = w
+                        .slaves
+                        .iter()
+                        .position(|s| s.link.node() == Some(*node))
+                        .unwrap();
+                    for (i, mv) in c.iter().enumerate() {
+                        let cell = usize::from(*first) + i;
+                        assert_eq!(*mv, state_of(s).cells.0[cell]);
+                        cells[s][cell] = true;
+                    }
+                }
+                Message::State(node, state) => {
+                    let s = w
+                        .slaves
+                        .iter()
+                        .position(|s| s.link.node() == Some(*node))
+                        .unwrap();
+                    assert_eq!(*state, state_of(s));
+                    cells[s] = [true; 16];
+                }
+                Message::RangeChunk {
+                    node,
+                    range: [r, _],
+                    ..
+                } => {
+                    let s = w
+                        .slaves
+                        .iter()
+                        .position(|s| s.link.node() == Some(*node))
+                        .unwrap();
+                    assert_eq!(*r, Some(Millimetres(1_000 + s as i32)));
+                    ranges[s] = true;
+                }
+                Message::Ranges(node, r) => {
+                    let s = w
+                        .slaves
+                        .iter()
+                        .position(|s| s.link.node() == Some(*node))
+                        .unwrap();
+                    assert_eq!(r.range[0], Some(Millimetres(1_000 + s as i32)));
+                    ranges[s] = true;
+                }
+                _ => {}
+            }
+        }
+        assert!(cells.iter().all(|c| c.iter().all(|seen| *seen)), "{kind:?}");
+        assert!(ranges.iter().all(|seen| *seen), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_hot_plug_waits_for_gaps_only_and_costs_nobody_a_frame() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        for offset in 0..8 {
+            w.run_for(Duration::from_micros(100_000 + 3_377 * offset));
+            let at = w.now;
+            let i = w.plug(100 + offset, RACK);
+            w.run_for(Duration::from_millis(60));
+            let (when, event) = &w.slaves[i].events[0];
+            assert!(matches!(event, SlaveEvent::Joined(_)));
+            println!(
+                "{kind:?}: joined {} µs after plugging",
+                when.since(at).as_micros()
+            );
+            assert!(when.since(at) < Duration::from_millis(25));
+            w.unplug(i);
+            w.run_for(Duration::from_millis(200));
+        }
+        assert_eq!(lost(&w), 0, "{kind:?}");
+        assert_eq!(w.master.stats().lost, 0);
+    }
+}
+
+#[test]
+fn thirty_percent_loss_delays_joining_but_all_get_a_seat() {
+    for seed in 0..20 {
+        let mut w = World::new(BusKind::Can1M, 1..=32);
+        w.rng = Rng(seed);
+        w.loss = 0.3;
+        w.run_until(ms(700));
+        w.loss = 0.0;
+        w.run_for(Duration::from_millis(300));
+        assert_eq!(w.joined(), 32, "seed {seed}");
+        for s in &w.slaves {
+            let seat = s.link.node().expect("a seat");
+            let (uid, _) = w.master.member(seat).expect("known to the master");
+            let at = w.slaves.iter().position(|o| o.link.node() == Some(seat));
+            assert_eq!(
+                uid,
+                common::uid(at.expect("this one") as u64 + 1),
+                "seed {seed}"
+            );
+        }
+    }
+}
+
+#[test]
+fn one_percent_loss_costs_no_member_its_seat() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        w.loss = 0.01;
+        w.run_for(Duration::from_secs(20));
+        assert_eq!(
+            w.count(|e| matches!(e, MasterEvent::Left { .. })),
+            0,
+            "{kind:?}"
+        );
+        assert!(w.master.stats().lost > 0);
+    }
+}
+
+#[test]
+fn a_dead_slave_is_found_and_nobody_else_is_disturbed() {
+    for (kind, limit) in [
+        (BusKind::Can500k, 60),
+        (BusKind::Can1M, 30),
+        (BusKind::CanFd, 30),
+    ] {
+        let mut w = rack(kind);
+        w.run_for(Duration::from_micros(33_333));
+        let at = w.now;
+        let gone = w.slaves[11].link.node().expect("seated");
+        w.unplug(11);
+        w.run_for(Duration::from_millis(300));
+        let found = w
+            .when(|e| matches!(e, MasterEvent::Left { node, reason: LeaveReason::Silence, .. } if *node == gone))
+            .expect("found");
+        println!(
+            "{kind:?}: dead slave found after {} µs",
+            found.since(at).as_micros()
+        );
+        assert!(found.since(at) <= Duration::from_millis(limit), "{kind:?}");
+        assert_eq!(w.count(|e| matches!(e, MasterEvent::Left { .. })), 1);
+        assert_eq!(lost(&w), 0);
+    }
+}
+
+#[test]
+fn a_replacement_takes_the_seat_of_its_predecessor() {
+    let mut w = World::new(BusKind::Can1M, 1..=4);
+    let anchors = Capabilities {
+        cells: 0,
+        temps: 0,
+        anchors: 16,
+    };
+    w.plug(5, anchors);
+    w.run_until(ms(100));
+    let seat_of_2 = w.slaves[1].link.node();
+    let seat_of_5 = w.slaves[4].link.node();
+    w.unplug(1);
+    w.unplug(4);
+    w.run_for(Duration::from_millis(200));
+    // The anchor slave's successor comes first: it may not take the seat of the cell slave.
+    let a = w.plug(6, anchors);
+    w.run_for(Duration::from_millis(50));
+    let b = w.plug(7, RACK);
+    w.run_for(Duration::from_millis(50));
+    assert_eq!(w.slaves[a].link.node(), seat_of_5);
+    assert_eq!(w.slaves[b].link.node(), seat_of_2);
+    let replaced: Vec<_> = w
+        .events
+        .iter()
+        .filter_map(|(_, e)| match e {
+            MasterEvent::Joined {
+                uid,
+                replaces: Some(old),
+                ..
+            } => Some((*uid, *old)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(replaced, [(uid(6), uid(5)), (uid(7), uid(2))]);
+    // A third kind finds no seat of its kind and gets a new one.
+    w.unplug(a);
+    w.run_for(Duration::from_millis(200));
+    let c = w.plug(
+        8,
+        Capabilities {
+            cells: 4,
+            temps: 1,
+            anchors: 0,
+        },
+    );
+    w.run_for(Duration::from_millis(50));
+    assert_eq!(w.slaves[c].link.node(), NodeId::new(6));
+}
+
+#[test]
+fn a_returning_slave_gets_its_old_seat() {
+    let mut w = rack(BusKind::Can1M);
+    let seat = w.slaves[20].link.node();
+    w.unplug(20);
+    w.unplug(3);
+    w.run_for(Duration::from_millis(200));
+    w.plug(21, RACK); // the same unique id, restarted
+    w.run_for(Duration::from_millis(50));
+    assert_eq!(w.slaves[32].link.node(), seat);
+    assert_eq!(
+        w.count(|e| matches!(e, MasterEvent::Joined { replaces: None, .. })),
+        1
+    );
+}
+
+#[test]
+fn a_slave_that_restarts_at_once_is_back_within_three_cycles() {
+    let mut w = rack(BusKind::Can1M);
+    let seat = w.slaves[20].link.node();
+    w.unplug(20);
+    w.plug(21, RACK);
+    w.run_for(Duration::from_millis(60));
+    assert_eq!(w.slaves[32].link.node(), seat);
+    assert_eq!(w.count(|e| matches!(e, MasterEvent::Duplicate { .. })), 0);
+    assert_eq!(w.count(|e| matches!(e, MasterEvent::Joined { .. })), 1);
+}
+
+#[test]
+fn a_duplicate_is_named_and_gets_no_seat() {
+    let mut w = rack(BusKind::Can1M);
+    let seat = w.slaves[4].link.node().expect("seated");
+    let twin = w.plug(5, RACK);
+    w.run_for(Duration::from_millis(100));
+    assert!(
+        w.when(|e| *e
+            == MasterEvent::Duplicate {
+                node: seat,
+                uid: uid(5)
+            })
+        .is_some()
+    );
+    assert_eq!(w.slaves[twin].link.node(), None);
+    assert_eq!(
+        w.slaves[twin].events[0].1,
+        SlaveEvent::Left(LeaveReason::DuplicateUid)
+    );
+    assert_eq!(w.slaves[4].link.node(), Some(seat));
+    assert_eq!(w.count(|e| matches!(e, MasterEvent::Left { .. })), 0);
+    assert_eq!(lost(&w), 0);
+}
+
+#[test]
+fn two_of_one_uid_that_start_together_do_not_both_stay() {
+    let mut w = World::new(BusKind::Can1M, [1, 2, 3, 3]);
+    w.run_until(ms(2_500));
+    let seated = [2, 3].map(|i: usize| w.slaves[i].link.node().is_some());
+    assert_ne!(seated, [true, true]);
+    assert!(w.slaves[0].link.node().is_some());
+    assert!(
+        w.when(|e| matches!(e, MasterEvent::Duplicate { uid, .. } if *uid == common::uid(3)))
+            .is_some()
+    );
+    assert!(w.collisions < 20, "{}", w.collisions);
+}
+
+#[test]
+fn without_a_master_the_bus_falls_quiet_and_a_trip_still_passes() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        w.master_on = false;
+        w.run_for(Duration::from_millis(200));
+        assert!(w.slaves.iter().all(|s| s.link.node().is_none()
+            && s.events.last().map(|e| &e.1) == Some(&SlaveEvent::Left(LeaveReason::Silence))));
+        let frames = w.frames;
+        w.run_for(Duration::from_secs(1));
+        assert_eq!(w.frames, frames, "quiet");
+        let now = w.now;
+        w.slaves[3].link.trip(now);
+        w.run_for(Duration::from_millis(1));
+        assert!(
+            w.slaves
+                .iter()
+                .all(|s| s.events.last().map(|e| &e.1) == Some(&SlaveEvent::TripSeen))
+        );
+        w.master_on = true;
+        w.run_for(Duration::from_millis(200));
+        assert_eq!(w.joined(), 32, "{kind:?}");
+        assert!(w.slaves.iter().all(|s| s.link.node().is_some()));
+    }
+}
+
+#[test]
+fn a_new_master_collects_the_members_of_the_old_one() {
+    let mut w = rack(BusKind::Can1M);
+    w.master = MasterLink::new(*w.master.schedule());
+    w.run_for(Duration::from_millis(200));
+    assert_eq!(w.joined(), 32);
+    w.slaves.iter().for_each(|s| {
+        let seat = s.link.node().expect("seated");
+        assert!(w.master.member(seat).is_some());
+    });
+}
+
+#[test]
+fn a_trip_of_all_costs_at_most_two_frames() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        w.keep_log = true;
+        w.run_for(Duration::from_micros(12_345));
+        let now = w.now;
+        for (n, s) in w.slaves.iter_mut().enumerate() {
+            s.link.trip(now);
+            let alarm = Alarm {
+                code: 3,
+                severity: Severity::Trip,
+                active: true,
+                index: n as u8,
+                value: -7,
+            };
+            s.link.alarm(now, alarm);
+        }
+        w.run_for(Duration::from_millis(20));
+        let trips = w
+            .log
+            .iter()
+            .filter(|(_, f)| f.id == CanId::Standard(0))
+            .count();
+        assert!((1..=2).contains(&trips), "{kind:?}: {trips}");
+        let seen = w.when(|e| *e == MasterEvent::Trip).expect("seen");
+        println!(
+            "{kind:?}: trip of 32 seen after {} µs",
+            seen.since(now).as_micros()
+        );
+        assert!(seen.since(now) <= Duration::from_micros(600));
+        assert_eq!(
+            w.count(|e| matches!(e, MasterEvent::Message(Message::Alarm(n, a))
+                if w.slaves[usize::from(a.index)].link.node() == Some(*n) && a.value == -7)),
+            32
+        );
+        assert_eq!(lost(&w), 0);
+    }
+}
+
+#[test]
+fn orders_reach_one_or_all_in_order() {
+    let mut w = rack(BusKind::Can1M);
+    let to = w.slaves[9].link.node();
+    for mask in 0..20 {
+        w.master
+            .command(Command {
+                to,
+                order: Order::Balance(mask),
+            })
+            .expect("room");
+    }
+    w.master
+        .command(Command {
+            to: None,
+            order: Order::Gate(true),
+        })
+        .expect("room");
+    w.run_for(Duration::from_millis(100));
+    let orders = |i: usize| {
+        let of = |e: &(Instant, SlaveEvent)| match e.1 {
+            SlaveEvent::Order(order) => Some(order),
+            _ => None,
+        };
+        w.slaves[i].events.iter().filter_map(of).collect::<Vec<_>>()
+    };
+    let mut expected: Vec<_> = (0..20).map(Order::Balance).collect();
+    expected.push(Order::Gate(true));
+    assert_eq!(orders(9), expected);
+    assert_eq!(orders(10), [Order::Gate(true)]);
+    assert_eq!(lost(&w), 0);
+}
+
+#[test]
+fn an_isolated_slave_says_nothing_but_summaries() {
+    let mut w = rack(BusKind::Can1M);
+    let to = w.slaves[0].link.node();
+    w.master
+        .command(Command {
+            to,
+            order: Order::Isolate(true),
+        })
+        .expect("room");
+    w.run_for(Duration::from_millis(50));
+    w.events.clear();
+    w.run_for(Duration::from_millis(400));
+    let mine = |e: &MasterEvent, summary: bool| match e {
+        MasterEvent::Message(Message::Summary(n, _)) => summary && Some(*n) == to,
+        MasterEvent::Message(
+            Message::CellChunk { node, .. } | Message::RangeChunk { node, .. },
+        ) => !summary && Some(*node) == to,
+        _ => false,
+    };
+    assert_eq!(w.count(|e| mine(e, true)), 20);
+    assert_eq!(w.count(|e| mine(e, false)), 0);
+    assert_eq!(w.count(|e| matches!(e, MasterEvent::Left { .. })), 0);
+}
+
+#[test]
+fn a_babbler_is_quarantined_within_10_ms_returns_and_is_quarantined_for_longer() {
+    for kind in CAN {
+        for offset in [0, 2_500, 7_000, 9_900, 13_000, 19_700] {
+            let mut w = rack(kind);
+            w.run_for(Duration::from_micros(40_000 + offset));
+            let (at, seat) = (w.now, w.slaves[15].link.node().expect("seated"));
+            w.slaves[15].link.babble(true);
+            w.run_for(Duration::from_secs(2));
+            let left: Vec<_> = w
+                .events
+                .iter()
+                .filter_map(|(t, e)| match e {
+                    MasterEvent::Left {
+                        node,
+                        reason: LeaveReason::Babbling,
+                        ..
+                    } => Some((*t, *node)),
+                    _ => None,
+                })
+                .collect();
+            println!(
+                "{kind:?}: babbler quarantined after {} µs",
+                left[0].0.since(at).as_micros()
+            );
+            assert!(
+                left[0].0.since(at) < Duration::from_millis(10),
+                "{kind:?} {offset}"
+            );
+            assert!(left.iter().all(|(_, n)| *n == seat));
+            assert_eq!(
+                w.count(|e| matches!(e, MasterEvent::Left { .. })),
+                left.len()
+            );
+            // 100, 200, 400, 800 ms, and a little to join between them.
+            let gaps = left.windows(2).map(|w| w[1].0.since(w[0].0).as_millis());
+            for (i, gap) in gaps.enumerate() {
+                assert!(
+                    (100 << i..(100 << i) + 100).contains(&gap),
+                    "{kind:?} {i} {gap}"
+                );
+            }
+            assert!((4..=5).contains(&left.len()), "{kind:?}");
+            let others = w.slaves.iter().enumerate().filter(|(i, _)| *i != 15);
+            assert_eq!(
+                others.map(|(_, s)| s.link.stats().overwritten).sum::<u64>(),
+                0
+            );
+            w.slaves[15].link.babble(false);
+            w.run_for(Duration::from_secs(2));
+            assert_eq!(w.slaves[15].link.node(), Some(seat));
+            assert!(w.master.member(seat).is_some());
+        }
+    }
+}
+
+#[test]
+fn a_removed_slave_keeps_away_and_then_returns() {
+    let mut w = rack(BusKind::Can1M);
+    let seat = w.slaves[2].link.node().expect("seated");
+    let now = w.now;
+    w.master.remove(now, seat);
+    w.run_for(Duration::from_millis(500));
+    assert_eq!(w.slaves[2].link.node(), None);
+    assert_eq!(w.joined(), 31);
+    w.run_for(Duration::from_millis(700));
+    assert_eq!(w.slaves[2].link.node(), Some(seat));
+}
+
+#[test]
+fn a_full_bus_refuses_with_the_reason() {
+    let mut schedule = Schedule::for_bus(BusKind::Can1M);
+    schedule.seats = 2;
+    let mut w = World::with(schedule, 1..=3);
+    w.run_until(ms(200));
+    assert_eq!(w.joined(), 2);
+    let refused = w
+        .slaves
+        .iter()
+        .find(|s| s.link.node().is_none())
+        .expect("one");
+    assert_eq!(refused.events[0].1, SlaveEvent::Left(LeaveReason::Full));
+}
+
+#[test]
+fn slaves_know_the_masters_time() {
+    let mut w = rack(BusKind::Can1M);
+    w.run_for(Duration::from_millis(500));
+    for s in &w.slaves {
+        let told = s.link.master_time(w.now).expect("known");
+        let error = told.as_nanos().abs_diff(w.now.as_nanos());
+        assert!(error <= 1_000, "{error} ns");
+    }
+}

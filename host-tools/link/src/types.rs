@@ -1,0 +1,424 @@
+//! Answers and records of the northbound interface, as `docs/northbound.md` has them.
+//!
+//! The same types read CBOR from a master and write JSON with the same keys for the bridge, the
+//! cloud and the command line. Units stand in the field names; `None` is a missing measurement.
+//! Keys that are not known here are ignored, records of unknown kind are kept as they are.
+
+use std::collections::BTreeMap;
+
+use ciborium::Value;
+use serde::{Deserialize, Serialize};
+
+/// Life of a node as the master sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Expected, not on the bus.
+    Absent,
+    /// Joined, no complete measurement yet.
+    Init,
+    /// Measuring, gate off.
+    Standby,
+    /// Measuring, gate on.
+    Active,
+    /// Its protection opened the gate.
+    Tripped,
+    /// Told to keep its gate off.
+    Isolated,
+    /// Told to be silent.
+    Quarantined,
+    /// A state that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// State of the whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PackState {
+    /// No slave.
+    Empty,
+    /// All expected slaves are there and well.
+    Ready,
+    /// Some are not.
+    Degraded,
+    /// Some slave tripped.
+    Tripped,
+    /// A state that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// How bad, in order of urgency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing to report.
+    #[default]
+    None,
+    /// Worth a look.
+    Warn,
+    /// Power must be reduced.
+    Derate,
+    /// The gate is off.
+    Trip,
+    /// A severity that this version does not know: take it as bad.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The pack as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pack {
+    /// State of the whole.
+    pub state: PackState,
+    /// Sum over the string.
+    pub voltage_mv: Option<u32>,
+    /// Discharge positive.
+    pub current_ma: Option<i32>,
+    /// State of charge, mean of all cells.
+    pub soc_ppm: Option<u32>,
+    /// Of the emptiest cell.
+    pub soc_min_ppm: Option<u32>,
+    /// Of the fullest cell.
+    pub soc_max_ppm: Option<u32>,
+    /// Lowest cell.
+    pub cell_min_mv: Option<u16>,
+    /// Highest cell.
+    pub cell_max_mv: Option<u16>,
+    /// Warmest sensor, tenths of °C.
+    pub temp_max_dc: Option<i16>,
+    /// Slaves on the bus.
+    pub members: u16,
+    /// Slaves that should be.
+    pub expected: u16,
+    /// Strings of slaves in series that are whole and connected.
+    #[serde(default)]
+    pub strings_connected: u16,
+}
+
+/// One line of the table of nodes; on the wire an array in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "NodeRow", into = "NodeRow")]
+pub struct Node {
+    /// Seat, `1..=127`.
+    pub node: u8,
+    /// Unique id, 16 hex digits.
+    pub uid: String,
+    /// Life.
+    pub state: NodeState,
+    /// Worst active severity.
+    pub severity: Severity,
+    /// Cells in series.
+    pub cells: u8,
+    /// Temperature sensors.
+    pub temps: u8,
+    /// Luminaires or receivers.
+    pub anchors: u8,
+    /// Whether the gate is on.
+    pub gate_on: bool,
+}
+
+type NodeRow = (u8, String, NodeState, Severity, u8, u8, u8, bool);
+
+impl From<NodeRow> for Node {
+    fn from((node, uid, state, severity, cells, temps, anchors, gate_on): NodeRow) -> Self {
+        Self {
+            node,
+            uid,
+            state,
+            severity,
+            cells,
+            temps,
+            anchors,
+            gate_on,
+        }
+    }
+}
+
+impl From<Node> for NodeRow {
+    fn from(n: Node) -> Self {
+        (
+            n.node, n.uid, n.state, n.severity, n.cells, n.temps, n.anchors, n.gate_on,
+        )
+    }
+}
+
+/// State of a master.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The master's own name.
+    pub name: String,
+    /// Time since it started.
+    pub uptime_ms: u64,
+    /// Oldest record still kept.
+    pub seq_first: u64,
+    /// Number that the next record will get.
+    pub seq_next: u64,
+    /// Kind of the bus, as `can-1m`.
+    pub bus: String,
+    /// Share of the last second in which the bus was busy.
+    pub load_ppm: u32,
+    /// Longest time from sample to master lately.
+    pub latency_max_us: Option<u32>,
+    /// The pack as one.
+    pub pack: Pack,
+    /// Number of nodes known.
+    #[serde(default)]
+    pub total: u32,
+    /// Place of the first one listed here.
+    #[serde(default)]
+    pub off: u32,
+    /// As many as fit the datagram, from `off` on; [`crate::Client::status`] joins them.
+    pub nodes: Vec<Node>,
+}
+
+/// A batch of records.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Telemetry {
+    /// Oldest sequence number still kept; above what was asked for, records are lost.
+    pub first: u64,
+    /// What to ask for next.
+    pub next: u64,
+    /// Oldest first.
+    pub records: Vec<Record>,
+}
+
+/// Something that was so at some time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Rises by one from record to record; starts at 1 with the master.
+    pub seq: u64,
+    /// Time since the master started.
+    pub t_us: u64,
+    /// The rest, by `kind`.
+    #[serde(flatten)]
+    pub data: Data,
+}
+
+/// What a record says. A record of known kind whose fields are not as expected is kept as
+/// [`Data::Other`] too: one such record must not hold up all later ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Data {
+    /// The pack as one.
+    Pack(PackRecord),
+    /// A slave and its cells.
+    Slave(SlaveRecord),
+    /// Position of a tag.
+    Tag(TagRecord),
+    /// Something happened.
+    Event(EventRecord),
+    /// Of a kind that this version does not know; the fields with `kind` among them.
+    #[serde(untagged)]
+    Other(BTreeMap<String, Value>),
+}
+
+impl Record {
+    /// The kind as on the wire.
+    pub fn kind(&self) -> &str {
+        match &self.data {
+            Data::Pack(_) => "pack",
+            Data::Slave(_) => "slave",
+            Data::Tag(_) => "tag",
+            Data::Event(_) => "event",
+            Data::Other(fields) => fields.get("kind").and_then(Value::as_text).unwrap_or(""),
+        }
+    }
+}
+
+/// The pack and its bus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackRecord {
+    /// The pack as one.
+    #[serde(flatten)]
+    pub pack: Pack,
+    /// As in [`Status`].
+    pub load_ppm: u32,
+    /// As in [`Status`].
+    pub latency_max_us: Option<u32>,
+}
+
+/// All of a slave's cells at one instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlaveRecord {
+    /// Seat.
+    pub node: u8,
+    /// Unique id, 16 hex digits.
+    pub uid: String,
+    /// Life.
+    pub state: NodeState,
+    /// Worst active severity.
+    pub severity: Severity,
+    /// Whether the gate is on.
+    pub gate_on: bool,
+    /// Whether any cell is being bled.
+    pub balancing: bool,
+    /// Discharge positive.
+    pub current_ma: Option<i32>,
+    /// Cell voltages.
+    pub cells_mv: Vec<Option<u16>>,
+    /// State of charge of each cell.
+    pub soc_ppm: Vec<Option<u32>>,
+    /// Temperatures, tenths of °C.
+    pub temps_dc: Vec<Option<i16>>,
+}
+
+/// Position of a tag in the room frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// Which tag.
+    pub tag: u16,
+    /// First horizontal axis.
+    pub x_mm: i32,
+    /// Second horizontal axis.
+    pub y_mm: i32,
+    /// Up.
+    pub z_mm: i32,
+    /// One standard deviation, horizontal.
+    pub sigma_mm: u32,
+    /// Anchors used.
+    pub anchors: u8,
+    /// Root mean square of what the fix leaves unexplained.
+    pub residual_mm: u32,
+}
+
+/// Something happened. Fields that mean nothing for the event are left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// `joined`, `left`, `replaced`, `duplicate`, `quarantined`, `isolated`, `released`, `trip`,
+    /// `alarm`, `command` or `map`.
+    pub what: String,
+    /// Whom it concerns; `None` is the whole.
+    pub node: Option<u8>,
+    /// Unique id of the device, 16 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// How bad.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<Severity>,
+    /// Diagnostic code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u32>,
+    /// Cell, sensor or anchor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+    /// The offending value, in the unit of the code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<i64>,
+    /// Set or cleared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<bool>,
+    /// The event as a sentence.
+    #[serde(default)]
+    pub text: String,
+}
+
+/// An anchor of the map; on the wire an array in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "AnchorRow", into = "AnchorRow")]
+pub struct Anchor {
+    /// Identity.
+    pub id: u16,
+    /// Seat of the slave that runs it.
+    pub node: u8,
+    /// Place at that slave.
+    pub index: u8,
+    /// First horizontal axis of the room frame.
+    pub x_mm: i32,
+    /// Second horizontal axis.
+    pub y_mm: i32,
+    /// Up.
+    pub z_mm: i32,
+    /// What its ranges are too long by.
+    pub bias_mm: i32,
+}
+
+type AnchorRow = (u16, u8, u8, i32, i32, i32, i32);
+
+impl From<AnchorRow> for Anchor {
+    fn from((id, node, index, x_mm, y_mm, z_mm, bias_mm): AnchorRow) -> Self {
+        Self {
+            id,
+            node,
+            index,
+            x_mm,
+            y_mm,
+            z_mm,
+            bias_mm,
+        }
+    }
+}
+
+impl From<Anchor> for AnchorRow {
+    fn from(a: Anchor) -> Self {
+        (a.id, a.node, a.index, a.x_mm, a.y_mm, a.z_mm, a.bias_mm)
+    }
+}
+
+/// The anchors of a room, or one piece of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Map {
+    /// Rises with every change.
+    pub version: u32,
+    /// Of the whole map.
+    pub crc: u32,
+    /// Number of anchors.
+    pub total: u32,
+    /// Place of the first one listed here.
+    pub off: u32,
+    /// As many as fit the datagram, from `off` on; [`crate::Client::map`] joins them.
+    pub anchors: Vec<Anchor>,
+}
+
+/// An order to a master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "lowercase")]
+pub enum Command {
+    /// Whether gates may be on.
+    Gate {
+        /// They may.
+        on: bool,
+    },
+    /// Keep a slave's gate off.
+    Isolate {
+        /// Its seat.
+        node: u8,
+        /// `false` releases it.
+        on: bool,
+    },
+    /// Forget latched trips whose cause has gone.
+    Clear {},
+    /// Whether cells may be balanced.
+    Balance {
+        /// They may.
+        on: bool,
+    },
+    /// Silence a slave.
+    Quarantine {
+        /// Its seat.
+        node: u8,
+        /// For so many milliseconds.
+        #[serde(rename = "value")]
+        ms: u32,
+    },
+    /// Choose the luminaires that shine.
+    Light {
+        /// The slave's seat.
+        node: u8,
+        /// Bit 0 is anchor 0.
+        #[serde(rename = "value")]
+        mask: u16,
+    },
+}
+
+/// What a server takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// Longest datagram, header included.
+    pub buf_size: u32,
+    /// How many at once.
+    pub buf_count: u32,
+}

@@ -1,0 +1,494 @@
+//! Scenario files: what plant to build, what to feed it, what to break and when.
+//!
+//! Every error is one sentence that names the file, the line and the remedy.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use helio_bus::BusKind;
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A scenario as read from its file, checked.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Shown in the report.
+    pub name: String,
+    /// Seed of everything random.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// Virtual time to run.
+    pub duration_s: Spanned<f64>,
+    /// Which bus.
+    #[serde(default = "default_bus")]
+    pub bus: Spanned<String>,
+    /// Racks, each with its own master and bus.
+    #[serde(default = "one_spanned")]
+    pub masters: Spanned<u32>,
+    /// Slaves and cells of each rack.
+    #[serde(default)]
+    pub pack: Pack,
+    /// Anchors and tags of each rack.
+    #[serde(default)]
+    pub hall: Hall,
+    /// What breaks.
+    #[serde(default, rename = "fault")]
+    pub faults: Vec<Spanned<Fault>>,
+    /// Where the file lies; relative paths in it start there.
+    #[serde(skip)]
+    pub dir: PathBuf,
+}
+
+fn one() -> u64 {
+    1
+}
+fn one_spanned() -> Spanned<u32> {
+    Spanned::new(0..0, 1)
+}
+fn default_bus() -> Spanned<String> {
+    Spanned::new(0..0, "can-1m".into())
+}
+
+/// Slaves and their cells.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pack {
+    /// Slaves on the bus, `1..=127`.
+    pub slaves: Spanned<u8>,
+    /// Cells in series at each slave, `0..=18`.
+    pub cells: Spanned<u8>,
+    /// Temperature sensors at each slave, `0..=8`.
+    pub temps: Spanned<u8>,
+    /// Strings in parallel.
+    pub strings: Spanned<u8>,
+    /// Cell parameter file; built-in NMC cell when absent.
+    pub cell: Option<Spanned<PathBuf>>,
+    /// State of charge at the start, `0..=1`.
+    pub soc: Spanned<f64>,
+    /// 1-sigma of the cells' state of charge at the start.
+    pub soc_sigma: f64,
+    /// Current through each string, discharge positive, when there is no trace.
+    pub current_a: f64,
+    /// CSV with columns `time_s,current_a` that drives each string, repeated from its end.
+    pub current_trace: Option<Spanned<PathBuf>>,
+    /// Factor on the trace's current.
+    pub current_scale: f64,
+    /// Ambient and cell temperature.
+    pub temp_c: f64,
+    /// How often a slave measures.
+    pub sample_period_ms: Spanned<u32>,
+    /// 1-sigma of the voltage measurement.
+    pub noise_mv: f64,
+    /// 1-sigma of the current measurement.
+    pub noise_ma: f64,
+    /// Slaves' crystals differ by up to this from the master's.
+    pub crystal_ppm: f64,
+}
+
+impl Default for Pack {
+    fn default() -> Self {
+        Self {
+            slaves: bare(32),
+            cells: bare(16),
+            temps: bare(4),
+            strings: bare(2),
+            cell: None,
+            soc: bare(0.8),
+            soc_sigma: 0.01,
+            current_a: 2.0,
+            current_trace: None,
+            current_scale: 1.0,
+            temp_c: 25.0,
+            sample_period_ms: bare(10),
+            noise_mv: 0.5,
+            noise_ma: 10.0,
+            crystal_ppm: 50.0,
+        }
+    }
+}
+
+fn bare<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
+}
+
+/// Anchors and tags.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hall {
+    /// Anchors, dealt out to the slaves in turn, at most 16 each.
+    pub anchors: Spanned<u16>,
+    /// Anchor map file; without it anchors hang in a grid over the hall.
+    pub map: Option<Spanned<PathBuf>>,
+    /// Tags that move about.
+    pub tags: Spanned<u16>,
+    /// Floor, metres east.
+    pub length_m: f64,
+    /// Floor, metres north.
+    pub width_m: f64,
+    /// Height of the anchors, metres.
+    pub ceiling_m: f64,
+    /// Height of the tags, metres.
+    pub tag_height_m: f64,
+    /// 1-sigma of a range.
+    pub noise_mm: f64,
+    /// Anchors see no farther.
+    pub sight_m: f64,
+    /// Speed of the tags.
+    pub speed_m_per_s: f64,
+}
+
+impl Default for Hall {
+    fn default() -> Self {
+        Self {
+            anchors: bare(0),
+            map: None,
+            tags: bare(0),
+            length_m: 40.0,
+            width_m: 20.0,
+            ceiling_m: 6.0,
+            tag_height_m: 1.2,
+            noise_mm: 50.0,
+            sight_m: 15.0,
+            speed_m_per_s: 1.0,
+        }
+    }
+}
+
+/// Something that breaks at a given time.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// Virtual time.
+    pub at_s: f64,
+    /// What.
+    pub kind: FaultKind,
+    /// Which rack, from 1.
+    #[serde(default = "first_rack")]
+    pub master: u32,
+    /// Which slave, counted from 1 in the order of the rack (not the seat).
+    pub slave: Option<u8>,
+    /// For how long; to the end when absent.
+    pub for_s: Option<f64>,
+    /// Which cell, from 0 (sensor-stuck, cell-over-voltage).
+    pub cell: Option<u8>,
+    /// Voltage at the cell (cell-over-voltage).
+    pub mv: Option<u16>,
+    /// Share of frames that do not arrive (frame-loss), `0..=1`.
+    pub share: Option<f64>,
+    /// Which anchor of the slave, from 0 (anchor-blocked).
+    pub anchor: Option<u8>,
+}
+
+fn first_rack() -> u32 {
+    1
+}
+
+/// The faults that the simulator knows.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// Power lost; comes back after `for_s` as if just switched on.
+    SlaveDead,
+    /// Its application asks for endless messages.
+    SlaveBabbling,
+    /// Frames of this slave (or of all) do not arrive at the master.
+    FrameLoss,
+    /// A cell's measurement stays where it is.
+    SensorStuck,
+    /// A cell's voltage is raised to `mv`.
+    CellOverVoltage,
+    /// Pulled out, and after `for_s` (1 s when absent) another module sits there.
+    ModuleSwapped,
+    /// Light does not get through to an anchor (or all of a slave).
+    AnchorBlocked,
+    /// The master stops.
+    MasterDead,
+}
+
+impl FaultKind {
+    /// As written in scenario files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SlaveDead => "slave-dead",
+            Self::SlaveBabbling => "slave-babbling",
+            Self::FrameLoss => "frame-loss",
+            Self::SensorStuck => "sensor-stuck",
+            Self::CellOverVoltage => "cell-over-voltage",
+            Self::ModuleSwapped => "module-swapped",
+            Self::AnchorBlocked => "anchor-blocked",
+            Self::MasterDead => "master-dead",
+        }
+    }
+}
+
+/// One sentence: where, what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputError {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1, where there is one.
+    pub line: Option<usize>,
+    /// What is wrong and what to do.
+    pub what: String,
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file.display(), self.what),
+            None => write!(f, "{}: {}", self.file.display(), self.what),
+        }
+    }
+}
+
+impl std::error::Error for InputError {}
+
+/// Line, from 1, of a byte offset.
+pub fn line_of(text: &str, offset: usize) -> usize {
+    1 + text
+        .as_bytes()
+        .iter()
+        .take(offset)
+        .filter(|&&b| b == b'\n')
+        .count()
+}
+
+/// Reads a text file, or says how it could not be.
+pub fn read_text(file: &Path) -> Result<String, InputError> {
+    std::fs::read_to_string(file).map_err(|e| {
+        let remedy = match e.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file; check the path".to_string(),
+            std::io::ErrorKind::InvalidData => {
+                "this is not a text file in UTF-8; check that it is the right one".into()
+            }
+            _ => format!("{e}; check that the file can be read"),
+        };
+        InputError {
+            file: file.into(),
+            line: None,
+            what: remedy,
+        }
+    })
+}
+
+/// Parses TOML, or says in which line it is wrong.
+pub fn parse_toml<T: serde::de::DeserializeOwned>(
+    file: &Path,
+    text: &str,
+) -> Result<T, InputError> {
+    toml::from_str(text).map_err(|e| {
+        // One sentence: the parser's own text may have line breaks.
+        let message = e.message().lines().collect::<Vec<_>>().join(", ");
+        let line = e.span().map(|s| line_of(text, s.start));
+        InputError {
+            file: file.into(),
+            line,
+            what: format!("{message}; correct this line"),
+        }
+    })
+}
+
+impl Scenario {
+    /// Reads and checks a scenario file.
+    pub fn load(file: &Path) -> Result<Self, InputError> {
+        let text = read_text(file)?;
+        let dir = file.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        Self::parse(file, &text, dir)
+    }
+
+    /// Checks a scenario's text; `file` is named in errors.
+    pub fn parse(file: &Path, text: &str, dir: PathBuf) -> Result<Self, InputError> {
+        let scenario = Self {
+            dir,
+            ..parse_toml(file, text)?
+        };
+        scenario.check().map_err(|(at, what)| InputError {
+            file: file.into(),
+            line: at.map(|offset| line_of(text, offset)),
+            what,
+        })?;
+        Ok(scenario)
+    }
+
+    /// The bus, checked when the file was read.
+    pub fn bus_kind(&self) -> BusKind {
+        BusKind::from_name(self.bus.get_ref()).unwrap_or(BusKind::Can1M)
+    }
+
+    /// Runs on another bus.
+    pub fn set_bus(&mut self, kind: BusKind) {
+        self.bus = bare(kind.name().to_string());
+    }
+
+    /// Runs for another time.
+    pub fn set_duration_s(&mut self, seconds: f64) {
+        self.duration_s = bare(seconds);
+    }
+
+    fn check(&self) -> Result<(), (Option<usize>, String)> {
+        fn wrong<T>(at: &Spanned<T>, what: String) -> Result<(), (Option<usize>, String)> {
+            let span = at.span();
+            // A default has no place in the file.
+            Err(((span.end > 0).then_some(span.start), what))
+        }
+        fn within<T>(
+            name: &str,
+            v: &Spanned<T>,
+            range: std::ops::RangeInclusive<T>,
+        ) -> Result<(), (Option<usize>, String)>
+        where
+            T: PartialOrd + fmt::Display,
+        {
+            if range.contains(v.get_ref()) {
+                return Ok(());
+            }
+            let (value, low, high) = (v.get_ref(), range.start(), range.end());
+            wrong(
+                v,
+                format!("{name} is {value}; choose a value from {low} to {high}"),
+            )
+        }
+        if BusKind::from_name(self.bus.get_ref()).is_none() {
+            let names = BusKind::ALL.map(BusKind::name).join(", ");
+            wrong(
+                &self.bus,
+                format!(
+                    "there is no bus \"{}\"; choose one of {names}",
+                    self.bus.get_ref()
+                ),
+            )?;
+        }
+        within("duration_s", &self.duration_s, 0.001..=1e7)?;
+        within("masters", &self.masters, 1..=64)?;
+        let pack = &self.pack;
+        within("slaves", &pack.slaves, 1..=127)?;
+        within("cells", &pack.cells, 0..=18)?;
+        within("temps", &pack.temps, 0..=8)?;
+        within("soc", &pack.soc, 0.0..=1.0)?;
+        within("sample_period_ms", &pack.sample_period_ms, 1..=1000)?;
+        let (slaves, strings) = (*pack.slaves.get_ref(), *pack.strings.get_ref());
+        within("strings", &pack.strings, 1..=16)?;
+        if slaves % strings != 0 {
+            wrong(
+                &pack.strings,
+                format!(
+                    "{slaves} slaves do not form {strings} equal strings; choose a divisor of {slaves}"
+                ),
+            )?;
+        }
+        let most = u16::from(slaves) * 16;
+        within("anchors", &self.hall.anchors, 0..=most)?;
+        within("tags", &self.hall.tags, 0..=64)?;
+        for fault in &self.faults {
+            let f = fault.get_ref();
+            let name = f.kind.name();
+            if !(f.at_s >= 0.0 && f.for_s.is_none_or(|s| s > 0.0)) {
+                wrong(
+                    fault,
+                    format!("fault {name}: at_s must be 0 or more and for_s above 0"),
+                )?;
+            }
+            if !(1..=*self.masters.get_ref()).contains(&f.master) {
+                wrong(
+                    fault,
+                    format!(
+                        "fault {name}: there is no master {}; choose 1 to {}",
+                        f.master,
+                        self.masters.get_ref()
+                    ),
+                )?;
+            }
+            let needs_slave = !matches!(f.kind, FaultKind::MasterDead | FaultKind::FrameLoss);
+            match f.slave {
+                None if needs_slave => {
+                    wrong(fault, format!("fault {name} needs slave = 1 to {slaves}"))?
+                }
+                Some(s) if s == 0 || s > slaves => {
+                    wrong(
+                        fault,
+                        format!("fault {name}: there is no slave {s}; choose 1 to {slaves}"),
+                    )?;
+                }
+                _ => {}
+            }
+            let needs_cell = matches!(f.kind, FaultKind::SensorStuck | FaultKind::CellOverVoltage);
+            let cells = *pack.cells.get_ref();
+            if needs_cell && f.cell.is_none_or(|c| c >= cells) {
+                wrong(
+                    fault,
+                    format!("fault {name} needs cell = 0 to {}", cells.saturating_sub(1)),
+                )?;
+            }
+            if f.kind == FaultKind::CellOverVoltage && f.mv.is_none() {
+                wrong(
+                    fault,
+                    format!("fault {name} needs mv, the voltage that the cell shall have"),
+                )?;
+            }
+            if f.kind == FaultKind::FrameLoss && !f.share.is_some_and(|s| (0.0..=1.0).contains(&s))
+            {
+                wrong(fault, format!("fault {name} needs share, from 0 to 1"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Scenario::parse(Path::new("x.toml"), text, PathBuf::new())
+            .expect_err("must be refused")
+            .to_string()
+    }
+
+    #[test]
+    fn a_scenario_that_cannot_run_is_refused_with_line_and_remedy() {
+        let head = "name = \"x\"\nduration_s = 1\n";
+        let cases = [
+            (
+                "bus = \"can-2m\"\n",
+                "x.toml:3: there is no bus \"can-2m\"; choose one of can-500k, can-1m,",
+            ),
+            (
+                "masters = 0\n",
+                "x.toml:3: masters is 0; choose a value from 1 to 64",
+            ),
+            (
+                "[pack]\nslaves = 200\n",
+                "x.toml:4: slaves is 200; choose a value from 1 to 127",
+            ),
+            (
+                "[pack]\nslaves = 10\nstrings = 3\n",
+                "x.toml:5: 10 slaves do not form 3 equal strings",
+            ),
+            ("[pack]\ncels = 3\n", "x.toml:4: unknown field `cels`"),
+            (
+                "[[fault]]\nat_s = 1\nkind = \"gremlin\"\n",
+                "x.toml:5: unknown variant `gremlin`",
+            ),
+            (
+                "[[fault]]\nat_s = 1\nkind = \"slave-dead\"\nslave = 40\n",
+                "there is no slave 40; choose 1 to 32",
+            ),
+            (
+                "[[fault]]\nat_s = 1\nkind = \"cell-over-voltage\"\nslave = 4\ncell = 16\n",
+                "needs cell = 0 to 15",
+            ),
+            (
+                "[[fault]]\nat_s = 1\nkind = \"frame-loss\"\n",
+                "needs share, from 0 to 1",
+            ),
+        ];
+        for (body, expected) in cases {
+            let found = error(&format!("{head}{body}"));
+            assert!(found.contains(expected), "{body:?} gave {found:?}");
+            assert_eq!(found.lines().count(), 1, "{found}");
+        }
+        assert!(error("name = \"x\"\n").contains("duration_s"));
+        assert!(error("name = \n").starts_with("x.toml:1: "));
+    }
+}
