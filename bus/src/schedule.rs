@@ -24,11 +24,14 @@ pub struct Schedule {
     pub ranges_phase: Duration,
     /// After SYNC a slave waits so long for the sample that SYNC asked for, then sends its last.
     pub sample_grace: Duration,
-    /// A slave unheard for so long is gone.
+    /// A slave unheard for so long is gone. On CAN it is asked for a sign of life first.
     pub silence: Duration,
+    /// The same for a slave that ranges, because it speaks twice in a cycle.
+    pub ranging_silence: Duration,
     /// A slave that has not heard the master for so long gives up its seat.
     pub master_silence: Duration,
-    /// From an unanswered claim to the next, and from an unconfirmed assignment to the next.
+    /// From an unanswered claim to the next (up to twice as long at random), and from an
+    /// unconfirmed assignment to the next.
     pub join_retry: Duration,
     /// First quarantine of a babbler; each further one is twice as long, up to a minute.
     pub quarantine: Duration,
@@ -51,9 +54,21 @@ impl Schedule {
             cycle,
             ranges_phase,
             sample_grace: us(300),
-            silence: cycle * 3,
+            silence: match kind {
+                // Three missing, and the third had its chance to come.
+                BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
+                _ => cycle * 3,
+            },
+            ranging_silence: match kind {
+                BusKind::Can500k | BusKind::Can1M => part(cycle, 150),
+                _ => part(cycle, 250),
+            },
             master_silence: cycle * 3,
-            join_retry: Duration::from_nanos(cycle.as_nanos() / 2),
+            join_retry: us(if kind == BusKind::Can500k {
+                20_000
+            } else {
+                10_000
+            }),
             quarantine: Duration::from_millis(100),
         }
     }
@@ -73,13 +88,22 @@ impl Schedule {
         }
     }
 
-    /// A slave with these capabilities is gone after so long: three of its messages must be missing.
-    /// Who ranges speaks twice in a cycle.
+    /// Whether the bus is CAN, classic or FD.
+    pub(crate) fn can(&self) -> bool {
+        !matches!(self.kind, BusKind::Rs485At1M | BusKind::Rs485At4M)
+    }
+
+    /// A slave with these capabilities is gone after so long.
     pub(crate) fn silence_of(&self, c: Capabilities, ranging: bool) -> Duration {
         if ranging && c.anchors > 0 {
-            Duration::from_nanos(self.silence.as_nanos() / 2)
+            self.ranging_silence
         } else {
             self.silence
         }
     }
+}
+
+/// So many hundredths of a span.
+pub(crate) fn part(span: Duration, hundredths: u64) -> Duration {
+    Duration::from_nanos(span.as_nanos() / 100 * hundredths)
 }

@@ -18,6 +18,7 @@ use crate::Schedule;
 use crate::e2e::{Receiver, Verdict};
 use crate::join::{Description, PROTOCOL_VERSION};
 use crate::message::{Capabilities, E2eFault, LeaveReason, MasterEvent};
+use crate::schedule::part;
 use crate::wire::class;
 use heapless::Deque;
 use helio_units::{Duration, Instant, NodeId, Uid};
@@ -26,6 +27,8 @@ use helio_units::{Duration, Instant, NodeId, Uid};
 pub const SEATS: usize = 127;
 /// Assignments sent before a device counts as gone.
 const TRIES: u8 = 4;
+/// Signs of life that count while nothing cyclic comes.
+const PROBES: u8 = 4;
 /// Longest quarantine.
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
 /// A device that behaved for so long starts again with the shortest quarantine.
@@ -71,6 +74,10 @@ enum State {
         since: Instant,
         /// Somebody else claims a seat with this uid since then.
         challenged: Option<Instant>,
+        /// Last time that it was asked for a sign of life.
+        probed: Instant,
+        /// How often since its last cyclic message.
+        probes: u8,
     },
     Vacant {
         device: Device,
@@ -165,6 +172,15 @@ impl Seats {
         seat.is_some_and(|s| matches!(s.state, State::Quarantined { .. }))
     }
 
+    /// Keeps a free seat for the device that is known to belong there.
+    pub fn reserve(&mut self, node: NodeId, device: Device) {
+        if let Some(seat) = self.seats.get_mut(node.index())
+            && matches!(seat.state, State::Free)
+        {
+            seat.state = State::Vacant { device };
+        }
+    }
+
     /// A device asks for a seat.
     pub fn claim(&mut self, now: Instant, schedule: &Schedule, uid: Uid) -> Option<NodeId> {
         if let Some(node) = self.find(uid) {
@@ -242,7 +258,12 @@ impl Seats {
                 }
                 self.seat(now, schedule, node, Device { uid, capabilities })
             }
-            State::Member { device, .. } if device.uid.get() as u32 == uid_low => None,
+            State::Member { device, probes, .. } if device.uid.get() as u32 == uid_low => {
+                if probes <= PROBES {
+                    seat.heard = now;
+                }
+                None
+            }
             _ => {
                 self.duties.release |= bit(node);
                 None
@@ -270,6 +291,8 @@ impl Seats {
             device,
             since: now,
             challenged: None,
+            probed: now,
+            probes: 0,
         };
         seat.heard = now;
         seat.receivers = [Receiver::Nothing; 16];
@@ -302,7 +325,10 @@ impl Seats {
             return Heard::Stranger;
         };
         let device = match &mut seat.state {
-            State::Member { device, .. } => device,
+            State::Member { device, probes, .. } => {
+                *probes = 0;
+                device
+            }
             State::Offered { .. } => {
                 // It took the seat, but its confirmation is lost: ask again.
                 return Heard::Stranger;
@@ -429,39 +455,10 @@ impl Seats {
                     next = next.min(*retry_at);
                     self.duties.assign |= bit(node);
                 }
-                State::Member {
-                    device, challenged, ..
-                } => {
-                    let device = *device;
-                    let dead_at =
-                        seat.heard + schedule.silence_of(device.capabilities, self.ranging);
-                    let due = challenged.map(|since| (since, since + challenge(schedule)));
-                    match due {
-                        Some((since, _)) if seat.heard > since => {
-                            *challenged = None;
-                            self.refuse(device.uid, LeaveReason::DuplicateUid);
-                            return Some(MasterEvent::Duplicate {
-                                node,
-                                uid: device.uid,
-                            });
-                        }
-                        Some((_, at)) if now < at => next = next.min(at),
-                        _ if due.is_some() || now >= dead_at => {
-                            let restarted = due.is_some();
-                            seat.state = State::Vacant { device };
-                            if restarted {
-                                self.offer(now, schedule, node, device.uid);
-                            }
-                            return Some(MasterEvent::Left {
-                                node,
-                                uid: device.uid,
-                                reason: LeaveReason::Silence,
-                            });
-                        }
-                        _ => {}
-                    }
-                    next = next.min(dead_at);
-                }
+                State::Member { .. } => match self.scan_member(now, schedule, node) {
+                    Ok(at) => next = next.min(at),
+                    Err(event) => return Some(event),
+                },
                 State::Quarantined { device, until, .. } if now >= *until => {
                     seat.state = State::Vacant { device: *device };
                 }
@@ -473,17 +470,80 @@ impl Seats {
         None
     }
 
+    /// When to look at a member again, or what became of it.
+    fn scan_member(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        node: NodeId,
+    ) -> Result<Instant, MasterEvent> {
+        let Some(seat) = self.seats.get_mut(node.index()) else {
+            return Ok(Instant::MAX);
+        };
+        let State::Member {
+            device,
+            challenged,
+            probed,
+            probes,
+            ..
+        } = &mut seat.state
+        else {
+            return Ok(Instant::MAX);
+        };
+        let uid = device.uid;
+        let silence = schedule.silence_of(device.capabilities, self.ranging);
+        let dead_at = seat.heard + silence;
+        let mut next = dead_at;
+        let mut restarted = false;
+        if let Some(since) = *challenged {
+            let at = since + challenge(schedule);
+            if seat.heard > since {
+                *challenged = None;
+                self.refuse(uid, LeaveReason::DuplicateUid);
+                return Err(MasterEvent::Duplicate { node, uid });
+            }
+            restarted = now >= at;
+            next = next.min(at);
+        }
+        if restarted || now >= dead_at {
+            seat.state = State::Vacant { device: *device };
+            if restarted {
+                self.offer(now, schedule, node, uid);
+            }
+            let reason = LeaveReason::Silence;
+            return Err(MasterEvent::Left { node, uid, reason });
+        }
+        // Unheard for too long, but perhaps only twice by chance: assigned its seat once more,
+        // it confirms at once.
+        if schedule.can() && challenged.is_none() {
+            let probe_at = (seat.heard + part(silence, 70)).max(*probed + part(silence, 15));
+            if now >= probe_at {
+                *probed = now;
+                *probes = probes.saturating_add(1);
+                self.duties.assign |= bit(node);
+                next = next.min(now + part(silence, 15));
+            } else {
+                next = next.min(probe_at);
+            }
+        }
+        Ok(next)
+    }
+
     /// When to call [`Self::scan`].
     pub fn scan_at(&self) -> Instant {
         self.scan_at
     }
 
     /// The next seat whose occupant is to be told.
-    pub fn next_assign(&mut self) -> Option<(NodeId, Uid)> {
+    pub fn next_assign(&mut self, now: Instant, schedule: &Schedule) -> Option<(NodeId, Uid)> {
         while let Some(node) = pop(&mut self.duties.assign) {
-            if let Some(State::Offered { uid, .. }) = self.seats.get(node.index()).map(|s| s.state)
-            {
-                return Some((node, uid));
+            match self.seats.get_mut(node.index()).map(|s| &mut s.state) {
+                Some(State::Offered { uid, retry_at, .. }) => {
+                    *retry_at = now + schedule.join_retry;
+                    return Some((node, *uid));
+                }
+                Some(State::Member { device, .. }) => return Some((node, device.uid)),
+                _ => {}
             }
         }
         None
@@ -602,7 +662,7 @@ impl Seats {
 
 /// A member that is claimed for by another and still speaks after so long is a duplicate's victim.
 fn challenge(schedule: &Schedule) -> Duration {
-    Duration::from_nanos(schedule.cycle.as_nanos() * 3 / 2)
+    part(schedule.cycle, 150)
 }
 
 fn bit(node: NodeId) -> u128 {

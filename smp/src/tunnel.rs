@@ -127,6 +127,11 @@ impl<const N: usize> SlaveTunnel<N> {
         Some(waiting.answer(out, |r| r.fault(Fault::NoAnswer)))
     }
 
+    /// Whether an answer under this ticket is still to come.
+    pub fn is_waiting(&self, ticket: u32) -> bool {
+        self.waiting.iter().flatten().any(|w| w.ticket == ticket)
+    }
+
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.waiting.iter().flatten().map(|w| w.deadline).min()
@@ -259,6 +264,7 @@ mod tests {
         assert_eq!(tunnel.handle_timeout(at(119), &mut out), None);
         let due = tunnel.handle_timeout(at(120), &mut out).unwrap();
         assert_eq!(due.ticket, 8);
+        assert!(tunnel.is_waiting(7) && !tunnel.is_waiting(8));
         assert_eq!(
             body(&out, due),
             b"\xa1\x63err\xa2\x65group\x18\x40\x62rc\x06"

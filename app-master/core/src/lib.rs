@@ -26,14 +26,14 @@ pub mod telemetry;
 use helio_battery::CellParams;
 use helio_battery::balance::{self, BalanceConfig};
 use helio_bus::{
-    Busy, CanFrame, CanOut, Cells, Command, E2eFault, LeaveReason, Mailbox, MasterEvent,
-    MasterLink, Message, Order, Schedule, SerialOut, Severity, SlaveState, State,
+    Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, SlaveState, State,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
 use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
-use helio_units::{Duration, Instant, Millimetres, NodeId, TagId};
+use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
@@ -81,6 +81,8 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     next_slave: Instant,
     next_tick: Instant,
     slave_cursor: usize,
+    /// Place at which the next orders that may wait are looked for.
+    order_cursor: usize,
     load_ppm: u32,
     latency_max_us: u32,
     counters: Counters,
@@ -126,6 +128,9 @@ pub struct Counters {
 /// Slaves that clients may ask at the same time.
 const TUNNELS: usize = 8;
 
+/// Orders that may wait, per level check.
+const ORDERS_PER_TICK: usize = 4;
+
 /// Level checks: often enough that a lost order is repeated within a few cycles.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -147,6 +152,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             next_slave: Instant::ZERO + config.slave_period,
             next_tick: Instant::ZERO + TICK,
             slave_cursor: 0,
+            order_cursor: 0,
             load_ppm: 0,
             latency_max_us: 0,
             counters: Counters::default(),
@@ -220,6 +226,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// The next transmission of the UART.
     pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
         self.link.poll_serial(now)
+    }
+
+    /// Keeps a seat for a device that is known to belong there; see [`MasterLink::reserve`].
+    pub fn reserve(&mut self, node: NodeId, uid: Uid, capabilities: Capabilities) {
+        self.link.reserve(node, uid, capabilities);
     }
 
     /// Tags that the anchors range to, in turn.
@@ -529,36 +540,33 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// Orders what is wanted and not yet reported.
+    ///
+    /// Whatever switches off goes out at once; of the others a few per tick, so that they do not
+    /// crowd out measurements, which are less urgent on the bus.
     fn reconcile(&mut self) {
-        for (node, seat) in (1..=127).filter_map(NodeId::new).zip(&self.seats) {
-            if !seat.is_present() {
+        let mut may_wait = ORDERS_PER_TICK;
+        let start = self.order_cursor;
+        for k in 0..SEATS {
+            let place = (start + k) % SEATS.max(1);
+            let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
+            let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
                 continue;
-            }
-            let isolate = self
-                .isolate_wanted
-                .get(node.index())
-                .copied()
-                .unwrap_or(false);
+            };
+            let isolate = self.isolate_wanted.get(place).copied().unwrap_or(false);
             let gate = !isolate && self.strings.may_conduct(node);
-            let summary = &seat.summary;
-            let mut order = |order| {
-                self.link.command(Command {
-                    to: Some(node),
-                    order,
-                })
+            let Some((order, urgent)) = seat.order(isolate, gate) else {
+                continue;
             };
-            let sent = if isolate != (summary.state == SlaveState::Isolated) {
-                order(Order::Isolate(isolate))
-            } else if gate != summary.gate_on && summary.state != SlaveState::Init {
-                order(Order::Gate(gate))
-            } else if seat.balance_mask != 0 || summary.balancing {
-                // Repeated while it lasts: a slave stops bleeding when it hears nothing.
-                order(Order::Balance(seat.balance_mask))
-            } else {
-                Ok(())
-            };
-            // The next tick orders the rest.
-            if sent == Err(Busy) {
+            if !urgent {
+                if may_wait == 0 {
+                    continue;
+                }
+                may_wait -= 1;
+                self.order_cursor = place + 1;
+            }
+            let to = Some(node);
+            // The next tick orders what does not fit the queue.
+            if self.link.command(Command { to, order }).is_err() {
                 return;
             }
         }

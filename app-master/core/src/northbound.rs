@@ -17,7 +17,8 @@ use crate::telemetry::{Entry, Event, Log, Record, SlaveFigures, TagFigures, What
 /// The body cannot be read.
 pub const MALFORMED: fn(Malformed) -> Fault = |Malformed| Fault::Malformed;
 
-fn severity(s: Severity) -> &'static str {
+/// Name of a severity as clients read it.
+pub fn severity(s: Severity) -> &'static str {
     match s {
         Severity::None => "none",
         Severity::Warn => "warn",

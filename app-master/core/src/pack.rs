@@ -13,7 +13,7 @@
 
 use helio_battery::{CellParams, SocFilter, SocInit};
 use helio_bus::{
-    BusKind, Capabilities, Cells, MAX_CELLS, Severity, SlaveState, Summary, Temperatures,
+    BusKind, Capabilities, Cells, MAX_CELLS, Order, Severity, SlaveState, Summary, Temperatures,
 };
 use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts, NodeId, Uid};
 
@@ -182,6 +182,24 @@ impl Seat {
     pub fn is_healthy(&self) -> bool {
         matches!(self.state(), NodeState::Standby | NodeState::Active)
             && self.summary.severity < Severity::Trip
+    }
+
+    /// The order that brings it from what it reports to what is wanted, and whether it switches
+    /// something off, which cannot wait.
+    pub fn order(&self, isolate: bool, gate: bool) -> Option<(Order, bool)> {
+        let said = &self.summary;
+        if !self.present {
+            None
+        } else if isolate != (said.state == SlaveState::Isolated) {
+            Some((Order::Isolate(isolate), isolate))
+        } else if gate != said.gate_on && (!gate || said.state == SlaveState::Standby) {
+            Some((Order::Gate(gate), !gate))
+        } else if self.balance_mask != 0 || said.balancing {
+            // Repeated while it lasts: a slave stops bleeding when it hears nothing.
+            Some((Order::Balance(self.balance_mask), false))
+        } else {
+            None
+        }
     }
 
     /// New voltages of cells `first..`, measured with the current of the newest summary.

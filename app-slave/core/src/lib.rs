@@ -272,7 +272,7 @@ impl Slave {
             self.report(now);
             self.publish(now);
         }
-        if self.lost_at().is_some_and(|t| now >= t) {
+        if self.drop_at().is_some_and(|t| now >= t) {
             bump(&mut self.counters.master_lost);
             self.switch_off(State::Standby);
             self.publish(now);
@@ -292,7 +292,7 @@ impl Slave {
         [
             self.link.poll_timeout(),
             self.guard_at(),
-            self.lost_at(),
+            self.drop_at(),
             self.balancer.poll_timeout(),
             sample,
         ]
@@ -473,7 +473,7 @@ impl Slave {
             State::Tripped if !tripped => self.state = self.rest(),
             State::Init { gate_ordered } if self.complete && !self.protection.must_open() => {
                 self.state = State::Standby;
-                if gate_ordered {
+                if gate_ordered && self.lost_at().is_none_or(|t| now < t) {
                     self.switch_on();
                 }
             }
@@ -529,12 +529,18 @@ impl Slave {
         }
     }
 
-    /// When the master has been silent for so long that the gate goes off.
+    /// When the master has been silent for so long that no gate may be on.
     fn lost_at(&self) -> Option<Instant> {
-        match (self.state, self.on_master_loss) {
-            (State::Active, OnMasterLoss::OpenAfter(d)) => {
-                Some(self.heard.unwrap_or(Instant::ZERO) + d)
-            }
+        match self.on_master_loss {
+            OnMasterLoss::Keep => None,
+            OnMasterLoss::OpenAfter(d) => Some(self.heard.unwrap_or(Instant::ZERO) + d),
+        }
+    }
+
+    /// When the gate goes off because the master is silent.
+    fn drop_at(&self) -> Option<Instant> {
+        match self.state {
+            State::Active => self.lost_at(),
             _ => None,
         }
     }
@@ -598,7 +604,7 @@ impl Slave {
                     active: true,
                     index: record.index,
                     value: record.value,
-                    at: record.last,
+                    at: record.last.at,
                 };
                 self.link.alarm(now, alarm(&event));
             }

@@ -130,7 +130,7 @@ const TAIL: usize = 8;
 fn diagnostics(e: &mut Body<'_>, protection: &Protection, from: u8) -> Written {
     e.map(3)?;
     e.str("frames")?;
-    let mut frames = protection.freeze_frames();
+    let mut frames = protection.diagnostics().freeze_frames();
     list(e, TAIL, |e, _| match frames.next() {
         Some(frame) => freeze_frame(e, frame).map(|()| true),
         None => Ok(false),
@@ -162,9 +162,9 @@ fn event(e: &mut Body<'_>, protection: &Protection, code: Code) -> Written {
     e.u8(code.get())?.str(kind)?.str(severity)?;
     e.bool(protection.is_active(code))?.u16(record.count)?;
     e.u8(record.index)?.i32(record.value)?;
-    e.u64(record.first.as_millis())?
-        .u64(record.last.as_millis())?;
-    e.u64(record.cleared.as_millis())?.ok()
+    e.u64(record.first.at.as_millis())?
+        .u64(record.last.at.as_millis())?;
+    e.u64(record.cleared.at.as_millis())?.ok()
 }
 
 fn freeze_frame(e: &mut Body<'_>, frame: &FreezeFrame) -> Written {
@@ -227,5 +227,262 @@ fn severity(severity: Severity) -> &'static str {
         Severity::Warn => "warn",
         Severity::Derate => "derate",
         Severity::Trip => "trip",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use helio_battery::Sample;
+    use helio_battery::protection::{Kind, Limits, Severity as Bad};
+    use helio_smp::{Header, MAX_DATAGRAM, Version, split};
+    use helio_units::Milliamps;
+    use minicbor::Decoder;
+    use std::string::{String, ToString};
+    use std::vec::Vec;
+
+    fn request(op: Op, group: u16, id: u8, body: &[u8]) -> Vec<u8> {
+        let header = Header {
+            op,
+            version: Version::V2,
+            flags: 0,
+            length: body.len() as u16,
+            group,
+            seq: 42,
+            id,
+        };
+        [&header.encode()[..], body].concat()
+    }
+
+    fn map(pairs: &[(&str, u32)]) -> Vec<u8> {
+        let mut out = [0; 64];
+        let mut e = minicbor::Encoder::new(&mut out[..]);
+        e.map(pairs.len() as u64).unwrap();
+        for (key, value) in pairs {
+            e.str(key).unwrap().u32(*value).unwrap();
+        }
+        let left = e.writer().len();
+        out[..64 - left].to_vec()
+    }
+
+    /// Asks a slave whose protection has seen these samples, 10 ms apart.
+    fn ask(datagram: &[u8], samples: &[Sample]) -> Vec<u8> {
+        let mut limits = Limits::nmc(5_000);
+        limits.current = false;
+        let mut protection = Protection::new(limits);
+        let mut now = Instant::from_millis(1_000);
+        for sample in samples {
+            protection.handle_sample(now, sample);
+            now += helio_units::Duration::from_millis(10);
+        }
+        let view = View {
+            now,
+            uid: Uid::new(0x0123_4567_89ab_cdef).unwrap(),
+            node: NodeId::new(5),
+            capabilities: Capabilities {
+                cells: 3,
+                temps: 1,
+                anchors: 0,
+            },
+            said: &State::default(),
+            sampled_at: None,
+            link: &SlaveStats::default(),
+            counters: &Counters {
+                samples: 77,
+                ..Counters::default()
+            },
+            protection: &protection,
+        };
+        let mut out = [0; REPLY];
+        let n = answer(datagram, &mut out, &view);
+        out[..n].to_vec()
+    }
+
+    fn three(mv: [u16; 3]) -> Sample {
+        let mut sample = Sample::EMPTY;
+        sample.cell_count = 3;
+        sample.temp_count = 1;
+        for (to, mv) in sample.cells.iter_mut().zip(mv) {
+            *to = Some(Millivolts(mv));
+        }
+        sample.temps[0] = Some(DeciCelsius(251));
+        sample.current = Some(Milliamps(-3));
+        sample
+    }
+
+    /// The answer as CBOR diagnostic notation; checks the header.
+    fn body(reply: &[u8]) -> String {
+        let (header, body) = split(reply).unwrap();
+        assert!(matches!(header.op, Op::ReadReply | Op::WriteReply));
+        assert_eq!(header.seq, 42);
+        minicbor::display(body).to_string()
+    }
+
+    #[test]
+    fn an_echo_comes_back() {
+        let body_in = [0xa1, 0x61, b'd', 0x62, b'h', b'i'];
+        let reply = ask(&request(Op::Write, 0, 0, &body_in), &[]);
+        assert_eq!(body(&reply), r#"{"r": "hi"}"#);
+    }
+
+    #[test]
+    fn the_longest_datagram_is_what_fits_the_tunnel() {
+        let reply = ask(&request(Op::Read, 0, 6, &[]), &[]);
+        let expected = std::format!(r#"{{"buf_size": {MAX_TUNNELLED}, "buf_count": 1}}"#);
+        assert_eq!(body(&reply), expected);
+    }
+
+    #[test]
+    fn the_counters_are_listed_and_shown() {
+        let reply = ask(&request(Op::Read, 2, 1, &[]), &[]);
+        assert_eq!(body(&reply), r#"{"stat_list": ["link", "slave"]}"#);
+        let name = b"\xa1\x64name\x65slave";
+        let reply = body(&ask(&request(Op::Read, 2, 0, name), &[]));
+        assert!(reply.contains(r#""samples": 77"#), "{reply}");
+    }
+
+    #[test]
+    fn the_status_names_the_slave_and_what_it_measures() {
+        let reply = body(&ask(&request(Op::Read, GROUP, STATUS, &[]), &[]));
+        assert_eq!(
+            reply,
+            r#"{"name": "heliograph slave", "uid": "0123456789abcdef", "uptime_ms": 1000, "node": 5, "state": "init", "severity": "none", "gate_on": false, "balancing": false, "current_ma": null, "cell_min_mv": null, "cell_max_mv": null, "age_ms": null, "cells_mv": [null, null, null], "temps_dc": [null]}"#
+        );
+    }
+
+    #[test]
+    fn the_diagnostics_tell_what_tripped_and_what_was_measured_then() {
+        let samples = [three([3_700; 3]), three([3_700, 4_300, 3_700])];
+        let reply = body(&ask(&request(Op::Read, GROUP, DIAGNOSTICS, &[]), &samples));
+        let frame = r#"{"t_ms": 1010, "code": 2, "index": 1, "value": 4300, "current_ma": -3, "cells_mv": [3700, 4300, 3700], "temps_dc": [251]}"#;
+        let event = r#"[2, "cell over-voltage", "trip", true, 1, 1, 4300, 1010, 1010, 0]"#;
+        assert!(reply.contains(frame), "{reply}");
+        assert!(reply.contains(event), "{reply}");
+        assert!(reply.ends_with(r#""next": null}"#), "{reply}");
+    }
+
+    #[test]
+    fn diagnostics_that_do_not_fit_one_answer_come_in_pages_none_left_out() {
+        // Everything wrong that a sample can be wrong at once.
+        let mut samples = Vec::new();
+        let mut limits = Limits::nmc(5_000);
+        for kind in Kind::ALL {
+            for severity in Bad::ALL {
+                if let Some(rule) = limits.rule_mut(kind, severity) {
+                    rule.delay = helio_units::Duration::ZERO;
+                    rule.threshold = 0;
+                }
+            }
+        }
+        let mut full = Sample::EMPTY;
+        full.cell_count = 18;
+        full.temp_count = 8;
+        full.cells.fill(Some(Millivolts(60_000)));
+        full.temps.fill(Some(DeciCelsius(2_000)));
+        full.current = Some(Milliamps(-2_000_000_000));
+        samples.push(full);
+        full.current = Some(Milliamps(2_000_000_000));
+        full.cells[0] = Some(Millivolts(0));
+        full.temps[0] = None;
+        samples.push(full);
+        let mut protection = Protection::new(limits);
+        for (i, sample) in samples.iter().enumerate() {
+            protection.handle_sample(Instant::from_millis(10 + i as u64), sample);
+        }
+        let happened: Vec<u8> = (0..=u8::MAX)
+            .filter_map(Code::from_raw)
+            .filter(|c| protection.record(*c).count > 0)
+            .map(Code::get)
+            .collect();
+        assert!(happened.len() > 40, "{}", happened.len());
+
+        let (mut from, mut got, mut pages) = (0, Vec::new(), 0);
+        loop {
+            let view = View {
+                now: Instant::from_millis(100),
+                uid: Uid::new(1).unwrap(),
+                node: None,
+                capabilities: Capabilities::default(),
+                said: &State::default(),
+                sampled_at: None,
+                link: &SlaveStats::default(),
+                counters: &Counters::default(),
+                protection: &protection,
+            };
+            let datagram = request(Op::Read, GROUP, DIAGNOSTICS, &map(&[("from", from)]));
+            let mut out = [0; REPLY];
+            let n = answer(&datagram, &mut out, &view);
+            let (_, body) = split(&out[..n]).unwrap();
+            let (page, next) = events(body);
+            assert!(!page.is_empty(), "a page without events at {from}");
+            got.extend(page);
+            pages += 1;
+            match next {
+                Some(next) => from = next.into(),
+                None => break,
+            }
+        }
+        assert_eq!(got, happened);
+        assert!(pages > 1, "one page: the test shows nothing");
+    }
+
+    /// Codes and `next` of a page.
+    fn events(body: &[u8]) -> (Vec<u8>, Option<u8>) {
+        let mut d = Decoder::new(body);
+        let (mut codes, mut next) = (Vec::new(), None);
+        for _ in 0..d.map().unwrap().unwrap() {
+            match d.str().unwrap() {
+                "events" => {
+                    for _ in 0..d.array().unwrap().unwrap() {
+                        let fields = d.array().unwrap().unwrap();
+                        codes.push(d.u8().unwrap());
+                        (1..fields).for_each(|_| d.skip().unwrap());
+                    }
+                }
+                "next" => next = d.decode().unwrap(),
+                _ => d.skip().unwrap(),
+            }
+        }
+        (codes, next)
+    }
+
+    #[test]
+    fn what_a_slave_does_not_know_is_refused_in_words_of_smp() {
+        for (op, group, id) in [
+            (Op::Write, GROUP, STATUS),
+            (Op::Read, GROUP, 200),
+            (Op::Read, 1, 0),
+        ] {
+            assert_eq!(
+                body(&ask(&request(op, group, id, &[]), &[])),
+                r#"{"rc": 8}"#
+            );
+        }
+        let malformed = request(Op::Read, GROUP, DIAGNOSTICS, &[0x80]);
+        assert_eq!(
+            body(&ask(&malformed, &[])),
+            r#"{"err": {"group": 64, "rc": 5}}"#
+        );
+        let beyond = request(Op::Read, GROUP, DIAGNOSTICS, &map(&[("from", 256)]));
+        assert_eq!(
+            body(&ask(&beyond, &[])),
+            r#"{"err": {"group": 64, "rc": 3}}"#
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_datagram_stops_the_slave(
+            datagram in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
+            group in proptest::sample::select(std::vec![0u16, 2, 64]),
+            id in 0u8..8,
+        ) {
+            ask(&datagram, &[]);
+            let n = datagram.len();
+            let reply = ask(&request(Op::Read, group, id, &datagram), &[three([0, 1, 2])]);
+            proptest::prop_assert!(n < MAX_DATAGRAM && reply.len() >= Header::SIZE);
+        }
     }
 }

@@ -455,6 +455,18 @@ fn without_a_master_the_gate_opens_after_the_time_given() {
 }
 
 #[test]
+fn an_order_that_waits_for_the_first_sample_is_void_when_its_master_is_gone() {
+    let mut config = config();
+    config.on_master_loss = OnMasterLoss::OpenAfter(ms(5));
+    let mut rig = Rig::new(config);
+    rig.order(Order::Gate(true));
+    rig.now += ms(5);
+    rig.sample(&healthy());
+    assert_eq!(rig.slave.state(), SlaveState::Standby);
+    assert!(!rig.gate);
+}
+
+#[test]
 fn a_sync_takes_a_sample_and_starts_the_grid_anew() {
     let mut rig = Rig::standby();
     rig.run(ms(6));
@@ -709,6 +721,7 @@ struct Witness {
     shown: bool,
     /// The master wants the gate on, and nothing has revoked that.
     wanted: bool,
+    isolated: bool,
 }
 
 impl Witness {
@@ -738,8 +751,11 @@ impl Witness {
             Step::Event(event) => {
                 if let SlaveEvent::Order(order) = event {
                     match order {
-                        Order::Gate(on) => self.wanted = on,
-                        Order::Isolate(_) => self.wanted = false,
+                        Order::Gate(on) => self.wanted = on && !self.isolated,
+                        Order::Isolate(on) => {
+                            self.isolated = on;
+                            self.wanted &= !on;
+                        }
                         _ => {}
                     }
                 }
@@ -830,7 +846,7 @@ proptest! {
         if let Some(us) = open_after {
             config.on_master_loss = OnMasterLoss::OpenAfter(Duration::from_micros(us));
         }
-        let mut witness = Witness { rig: Rig::new(config), shown: false, wanted: false };
+        let mut witness = Witness { rig: Rig::new(config), shown: false, wanted: false, isolated: false };
         witness.look()?;
         for step in steps {
             witness.take(step)?;

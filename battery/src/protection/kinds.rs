@@ -138,8 +138,8 @@ kinds! {
     Overload "overload" PerMille High,
     /// Cells without a valid measurement: broken wire or failed conversion.
     CellOpen "cell wire open" Count High,
-    /// Sensors without a valid measurement.
-    TempOpen "temperature sensor open" Count High,
+    /// Share of sensors without a valid measurement.
+    TempOpen "temperature sensor open" PerMille High,
     /// 1 while there is no valid current.
     CurrentLost "current sensor lost" Count High,
     /// How far a cell lies outside what a cell can be.

@@ -319,7 +319,7 @@ impl Limits {
         )
         .with(Kind::Overload, [900, 1_050, 1_300], 100, [0, 0, 0], LATCH)
         .with(Kind::CellOpen, [1, 1, 1], 0, [0, 50, 200], LATCH)
-        .with(Kind::TempOpen, [1, 1, 2], 0, [0, 1_000, 1_000], LATCH)
+        .with(Kind::TempOpen, [1, 1, 501], 0, [0, 1_000, 1_000], LATCH)
         .with(Kind::CurrentLost, [1, 1, 1], 0, [0, 50, 200], LATCH)
         .with(Kind::CellImplausible, [1, 1, 1], 0, [0, 20, 50], LATCH)
         .with(Kind::TempImplausible, [1, 1, 1], 0, [0, 500, 2_000], LATCH)

@@ -22,10 +22,12 @@
 //!
 //! Off is the safe state: `must_open` holds from the start until a sample has come with nothing pending or active at trip.
 
+mod diagnostics;
 mod kinds;
 mod limits;
 mod watch;
 
+pub use diagnostics::{Diagnostics, FRAMES, FreezeFrame, MAX_BYTES, Record, RestoreError, Stamp};
 pub use kinds::{CODE_COUNT, CODES, Code, KINDS, Kind, Severity, Unit};
 pub use limits::{Limits, LimitsError, Reset, Rule};
 
@@ -33,9 +35,6 @@ use crate::Sample;
 use helio_units::{Duration, Instant};
 use limits::oriented;
 use watch::{UNKNOWN, Values, Watch};
-
-/// Trips whose circumstances are kept.
-pub const FRAMES: usize = 4;
 
 /// Something began or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,32 +62,6 @@ impl ProtectionEvent {
     }
 }
 
-/// What is remembered of one code.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    /// How often it began.
-    pub count: u16,
-    /// When it first began.
-    pub first: Instant,
-    /// When it last began.
-    pub last: Instant,
-    /// When it last ended.
-    pub cleared: Instant,
-    /// The value that last began it.
-    pub value: i32,
-    /// The cell or sensor that last began it.
-    pub index: u8,
-}
-
-/// What the world looked like at a trip.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FreezeFrame {
-    /// The event.
-    pub event: ProtectionEvent,
-    /// The newest sample at that moment.
-    pub sample: Sample,
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     #[default]
@@ -100,7 +73,10 @@ enum State {
     Clearing {
         due: Instant,
     },
-    Latched,
+    Latched {
+        /// Only after somebody has looked at the cells.
+        service: bool,
+    },
 }
 
 /// The protection of one group.
@@ -121,15 +97,13 @@ pub struct Protection {
     gate_on: Option<bool>,
     /// A sample has come with nothing against closing the gate.
     armed: bool,
-    /// When time was first told, from which on data can be stale.
-    started: Option<Instant>,
+    /// When the newest sample came, or else when time was first told: from then on data can be stale.
+    heard: Option<Instant>,
     /// The nearest moment at which the timer decides something.
     due: Option<Instant>,
     began: [u32; 3],
     ended: [u32; 3],
-    records: [Record; CODE_COUNT],
-    frames: [Option<FreezeFrame>; FRAMES],
-    trips: u32,
+    diagnostics: Diagnostics,
 }
 
 impl Protection {
@@ -155,14 +129,34 @@ impl Protection {
             sample: Sample::EMPTY,
             gate_on: None,
             armed: false,
-            started: None,
+            heard: None,
             due: Some(Instant::ZERO),
             began: [0; 3],
             ended: [0; 3],
-            records: [Record::default(); CODE_COUNT],
-            frames: [None; FRAMES],
-            trips: 0,
+            diagnostics: Diagnostics::new(),
         }
+    }
+
+    /// As [`Self::new`] after a reset: goes on counting, and what was latched still is.
+    pub fn resume(limits: Limits, diagnostics: Diagnostics) -> Self {
+        let mut new = Self::new(limits);
+        new.diagnostics = diagnostics.next_boot();
+        for kind in Kind::ALL {
+            for severity in Severity::ALL {
+                let service = match new.limits.rule(kind, severity).map(|r| r.reset) {
+                    Some(Reset::Command) => false,
+                    Some(Reset::Service) => true,
+                    Some(Reset::Auto(_)) | None => continue,
+                };
+                if new.diagnostics.was_active(Code::new(kind, severity)) {
+                    new.states[kind.index()][severity.index()] = State::Latched { service };
+                    new.active[severity.index()] |= kind.bit();
+                }
+            }
+            new.mark_busy(kind);
+        }
+        new.diagnostics.active = new.active;
+        new
     }
 
     /// The table in use.
@@ -176,6 +170,7 @@ impl Protection {
             self.handle_timeout(now);
         }
         let values = self.watch.look(&self.limits, now, sample, self.gate_on);
+        self.heard = Some(now);
         self.sample = *sample;
         let healthy = values
             .worse
@@ -185,9 +180,9 @@ impl Protection {
         if !healthy || self.busy != 0 {
             self.judge(now, &values);
         } else {
-            self.armed = true;
+            self.armed |= values.measured();
         }
-        self.due = self.next_due();
+        self.due = self.next_due(now);
     }
 
     /// Whether the gate is on, as far as the caller knows; for [`Kind::GateStuck`].
@@ -197,27 +192,21 @@ impl Protection {
 
     /// Lets time pass: ends delays, notices that samples have ceased. Early and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let started = *self.started.get_or_insert(now);
-        let newest = self.watch.last_at().unwrap_or(started);
-        let silence = now.since(newest).as_millis().min(i32::MAX as u64) as i32;
+        let heard = *self.heard.get_or_insert(now);
+        let silence = now.since(heard).as_millis().min(i32::MAX as u64) as i32;
         self.seen[Kind::StaleData.index()] = (silence, 0);
         if silence >= self.alert[Kind::StaleData.index()] {
             self.step(now, Kind::StaleData, silence, false, true);
         }
-        let mut busy = self.busy;
-        while busy != 0 {
-            let k = busy.trailing_zeros() as usize;
-            busy &= busy - 1;
+        for kind in self.busy_kinds() {
             for severity in Severity::ALL {
-                if let Some(&kind) = Kind::ALL.get(k)
-                    && let State::Pending { due } = self.states[k][severity.index()]
-                    && now >= due
-                {
-                    self.begin(now, kind, severity);
+                match self.states[kind.index()][severity.index()] {
+                    State::Pending { due } if now >= due => self.begin(now, kind, severity),
+                    _ => {}
                 }
             }
         }
-        self.due = self.next_due();
+        self.due = self.next_due(heard);
     }
 
     /// When to call [`Self::handle_timeout`] next.
@@ -245,12 +234,12 @@ impl Protection {
 
     /// Ends latched events whose cause is gone, except those that need a look at the cells. True if any ended.
     pub fn clear_latch(&mut self, now: Instant) -> bool {
-        self.unlatch(now, |reset| reset == Reset::Command)
+        self.unlatch(now, false)
     }
 
     /// Ends all latched events whose cause is gone. True if any ended.
     pub fn clear_service(&mut self, now: Instant) -> bool {
-        self.unlatch(now, |_| true)
+        self.unlatch(now, true)
     }
 
     /// What began or ended since the last call, worst first, beginnings before ends. Nothing is ever lost, but an event that
@@ -270,13 +259,13 @@ impl Protection {
             *mask &= !kind.bit();
             let code = Code::new(kind, severity);
             let record = self.record(code);
-            let at = if active { record.last } else { record.cleared };
+            let stamp = if active { record.last } else { record.cleared };
             return Some(ProtectionEvent {
                 code,
                 active,
                 index: record.index,
                 value: record.value,
-                at,
+                at: stamp.at,
             });
         }
         None
@@ -284,17 +273,12 @@ impl Protection {
 
     /// What is remembered of a code.
     pub fn record(&self, code: Code) -> Record {
-        self.records
-            .get(usize::from(code.get()))
-            .copied()
-            .unwrap_or_default()
+        self.diagnostics.record(code)
     }
 
-    /// The circumstances of the last [`FRAMES`] trips, newest first.
-    pub fn freeze_frames(&self) -> impl Iterator<Item = &FreezeFrame> {
-        (1..=FRAMES as u32)
-            .filter_map(|back| self.trips.checked_sub(back))
-            .filter_map(|n| self.frames.get(n as usize % FRAMES)?.as_ref())
+    /// All that is remembered: counters, times, circumstances of trips. Store its bytes and give them to [`Self::resume`].
+    pub fn diagnostics(&self) -> &Diagnostics {
+        &self.diagnostics
     }
 
     /// Puts a sample's values before the rules.
@@ -312,9 +296,10 @@ impl Protection {
             let may_begin = values.idle & kind.bit() == 0;
             self.step(now, kind, value, may_end, may_begin);
         }
-        self.armed |= Kind::ALL
-            .iter()
-            .all(|k| self.states[k.index()][Severity::Trip.index()] == State::Idle);
+        self.armed |= values.measured()
+            && Kind::ALL
+                .iter()
+                .all(|k| self.states[k.index()][Severity::Trip.index()] == State::Idle);
     }
 
     /// One value, oriented, against the three rules of its kind.
@@ -340,13 +325,13 @@ impl Protection {
                     }
                 }
                 State::Pending { .. } if !beyond && may_end => *state = State::Idle,
-                State::Pending { due } if now >= due => self.begin(now, kind, severity),
                 State::Active if back => match rule.reset {
                     Reset::Auto(Duration::ZERO) => self.end(now, kind, severity),
                     Reset::Auto(hold) => *state = State::Clearing { due: now + hold },
-                    Reset::Command | Reset::Service => *state = State::Latched,
+                    Reset::Command => *state = State::Latched { service: false },
+                    Reset::Service => *state = State::Latched { service: true },
                 },
-                State::Clearing { .. } | State::Latched if !back => *state = State::Active,
+                State::Clearing { .. } | State::Latched { .. } if !back => *state = State::Active,
                 State::Clearing { due } if now >= due => self.end(now, kind, severity),
                 _ => {}
             }
@@ -369,34 +354,15 @@ impl Protection {
         self.began[s] |= kind.bit();
         let (value, index) = self.seen[kind.index()];
         let code = Code::new(kind, severity);
-        if let Some(record) = self.records.get_mut(usize::from(code.get())) {
-            if record.count == 0 {
-                record.first = now;
-            }
-            *record = Record {
-                count: record.count.saturating_add(1),
-                last: now,
-                value,
-                index,
-                ..*record
-            };
-        }
-        if severity == Severity::Trip {
-            let event = ProtectionEvent {
-                code,
-                active: true,
-                index,
-                value,
-                at: now,
-            };
-            if let Some(frame) = self.frames.get_mut(self.trips as usize % FRAMES) {
-                *frame = Some(FreezeFrame {
-                    event,
-                    sample: self.sample,
-                });
-            }
-            self.trips = self.trips.wrapping_add(1);
-        }
+        let event = ProtectionEvent {
+            code,
+            active: true,
+            index,
+            value,
+            at: now,
+        };
+        self.diagnostics.began(event, &self.sample);
+        self.diagnostics.active = self.active;
     }
 
     fn end(&mut self, now: Instant, kind: Kind, severity: Severity) {
@@ -404,21 +370,20 @@ impl Protection {
         self.states[kind.index()][s] = State::Idle;
         self.active[s] &= !kind.bit();
         self.ended[s] |= kind.bit();
-        let code = Code::new(kind, severity);
-        if let Some(record) = self.records.get_mut(usize::from(code.get())) {
-            record.cleared = now;
-        }
+        self.diagnostics.ended(Code::new(kind, severity), now);
+        self.diagnostics.active = self.active;
     }
 
-    fn unlatch(&mut self, now: Instant, which: impl Fn(Reset) -> bool) -> bool {
+    fn unlatch(&mut self, now: Instant, looked_at: bool) -> bool {
         let mut any = false;
-        for kind in Kind::ALL {
+        for kind in self.busy_kinds() {
             for severity in Severity::ALL {
-                let latched = self.states[kind.index()][severity.index()] == State::Latched;
-                let rule = self.limits.rule(kind, severity);
-                if latched && rule.is_some_and(|r| which(r.reset)) {
-                    self.end(now, kind, severity);
-                    any = true;
+                match self.states[kind.index()][severity.index()] {
+                    State::Latched { service } if looked_at || !service => {
+                        self.end(now, kind, severity);
+                        any = true;
+                    }
+                    _ => {}
                 }
             }
             self.mark_busy(kind);
@@ -426,31 +391,32 @@ impl Protection {
         any
     }
 
-    fn next_due(&self) -> Option<Instant> {
-        let mut due: Option<Instant> = None;
-        let mut at = |t: Instant| due = Some(due.map_or(t, |d| d.min(t)));
-        let Some(newest) = self.watch.last_at().or(self.started) else {
-            return Some(Instant::ZERO);
-        };
-        for rule in self.limits.rules[Kind::StaleData.index()]
-            .iter()
-            .zip(&self.states[Kind::StaleData.index()])
-        {
-            if let (Some(rule), State::Idle) = rule {
-                at(newest + Duration::from_millis(rule.threshold.max(0) as u64));
+    fn busy_kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+        let busy = self.busy;
+        Kind::ALL.into_iter().filter(move |k| busy & k.bit() != 0)
+    }
+
+    fn next_due(&self, heard: Instant) -> Option<Instant> {
+        let stale = Kind::StaleData.index();
+        let rules = self.limits.rules[stale].iter().zip(&self.states[stale]);
+        let silent = rules.filter_map(|(rule, state)| match (rule, state) {
+            (Some(rule), State::Idle) => {
+                Some(heard + Duration::from_millis(rule.threshold.max(0) as u64))
             }
+            _ => None,
+        });
+        let nearest = silent.min();
+        if self.busy == 0 {
+            return nearest;
         }
-        let mut busy = self.busy;
-        while busy != 0 {
-            let k = busy.trailing_zeros() as usize;
-            busy &= busy - 1;
-            for state in &self.states[k] {
-                if let State::Pending { due } = *state {
-                    at(due);
-                }
-            }
-        }
-        due
+        let pending = self
+            .busy_kinds()
+            .flat_map(|k| self.states[k.index()])
+            .filter_map(|s| match s {
+                State::Pending { due } => Some(due),
+                _ => None,
+            });
+        pending.chain(nearest).min()
     }
 }
 

@@ -16,6 +16,9 @@ const STUCK_WINDOW: Duration = Duration::from_secs(1);
 /// Length of the windows in which sensors are compared with each other.
 const TEMP_WINDOW: Duration = Duration::from_secs(600);
 
+/// Jumps of all cells without a jump of the current count for so long.
+const JUMPS_FORGOTTEN: Duration = Duration::from_secs(60);
+
 /// The values of one sample, oriented.
 #[derive(Clone, Copy, Debug)]
 pub struct Values {
@@ -25,6 +28,13 @@ pub struct Values {
     pub incomplete: u32,
     /// Kinds that do not apply now (charging limits while discharging): must not begin anything.
     pub idle: u32,
+}
+
+impl Values {
+    /// Whether any cell was measured: an empty sample must not close a gate.
+    pub fn measured(&self) -> bool {
+        self.worse[Kind::CellOvervoltage.index()] != UNKNOWN
+    }
 }
 
 /// Memory between samples.
@@ -45,6 +55,7 @@ pub struct Watch {
     stuck_ms: i32,
     // Stuck current.
     jumps: i32,
+    jumped_at: Instant,
     // Rising sensors: where they were one and two windows ago.
     rise_at: Instant,
     rise_from: [i16; MAX_TEMPS],
@@ -74,6 +85,7 @@ impl Watch {
             stuck_windows: [0; MAX_CELLS],
             stuck_ms: 0,
             jumps: 0,
+            jumped_at: Instant::ZERO,
             rise_at: Instant::ZERO,
             rise_from: [NO_DC; MAX_TEMPS],
             rise_next: [NO_DC; MAX_TEMPS],
@@ -81,11 +93,6 @@ impl Watch {
             temps_from: [NO_DC; MAX_TEMPS],
             temps_moved: [0; MAX_TEMPS],
         }
-    }
-
-    /// When the newest sample was taken.
-    pub fn last_at(&self) -> Option<Instant> {
-        self.last_at
     }
 
     /// Looks at a sample. `gate_on`: `None` when nobody said.
@@ -205,7 +212,7 @@ impl Watch {
         }
         self.dc = dc;
         let unread = temps as i32 - known;
-        set(Kind::TempOpen, unread);
+        set(Kind::TempOpen, unread * 1000 / (temps as i32).max(1));
         let absent = i32::from(limits.temps).saturating_sub(temps as i32).max(0);
         missing += absent;
         if unread > 0 || absent > 0 {
@@ -262,10 +269,14 @@ impl Watch {
 
             let quick = elapsed.is_some_and(|e| e <= limits.jump_within);
             let half = (valid / 2).max(1) as u16;
-            if self.last_ma != Some(ma) {
+            let together = up > half || down > half || (valid == 1 && up + down > 0);
+            if self.last_ma != Some(ma) || now.since(self.jumped_at) >= JUMPS_FORGOTTEN {
                 self.jumps = 0;
-            } else if quick && (up > half || down > half || (valid == 1 && up + down > 0)) {
+                self.jumped_at = now;
+            }
+            if self.last_ma == Some(ma) && quick && together {
                 self.jumps = self.jumps.saturating_add(1);
+                self.jumped_at = now;
             }
             set(Kind::CurrentStuck, self.jumps);
             self.lowest_ma = self.lowest_ma.min(ma);

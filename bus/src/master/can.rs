@@ -144,7 +144,7 @@ impl Can {
 
 fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
     if core.seats.has_duties() {
-        if let Some((node, uid)) = core.seats.next_assign() {
+        if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
             return join::assign(node, uid);
         }
         if let Some((uid, reason)) = core.seats.next_refusal() {

@@ -7,7 +7,7 @@
 mod can;
 
 use crate::message::*;
-use crate::seats::Seats;
+use crate::seats::{Device, Seats};
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
 use crate::slave::earliest;
 use crate::{Busy, Schedule};
@@ -111,6 +111,13 @@ impl MasterLink {
             self.core.start_cycle(now, at);
             self.can.start_cycle(&mut self.core);
         }
+    }
+
+    /// Keeps a free seat for a device, as if it had sat there before: the roster of a commissioned
+    /// plant, in which a seat is a place on the wall. Another device of the same kind may still
+    /// replace it.
+    pub fn reserve(&mut self, node: NodeId, uid: Uid, capabilities: Capabilities) {
+        self.core.seats.reserve(node, Device { uid, capabilities });
     }
 
     /// The tags to range, in turn, one per cycle; at most 64.

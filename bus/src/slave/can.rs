@@ -101,7 +101,7 @@ impl Can {
             _ => {
                 if core.node().map(NodeId::get) == Some(decoded.id.node()) {
                     self.reset();
-                    core.leave(now, LeaveReason::DuplicateUid, KEEP_AWAY);
+                    core.leave(now, LeaveReason::DuplicateUid, Duration::ZERO);
                 }
                 return;
             }
@@ -130,18 +130,18 @@ impl Can {
 
     fn handle_assign(&mut self, core: &mut Core, now: Instant, node: NodeId, uid: Uid) {
         if uid == core.uid {
-            if !matches!(core.seat, Seat::Held { .. }) {
-                // A seat outlives the silence of the master only if it was heard; this is it.
-                core.heard = core.heard.max(Some(now));
-                self.confirm_due = true;
-                if core.node() != Some(node) {
-                    self.reset();
-                    self.confirm_due = true;
-                    self.orders = Receiver::Nothing;
-                    self.orders_to_all = Receiver::Nothing;
-                }
-                core.join(node);
+            let was = core.node();
+            if !core.join(node) {
+                return;
             }
+            // A seat outlives the silence of the master only if it was heard; this is it.
+            core.heard = core.heard.max(Some(now));
+            if was != Some(node) {
+                self.reset();
+                self.orders = Receiver::Nothing;
+                self.orders_to_all = Receiver::Nothing;
+            }
+            self.confirm_due = true;
         } else if core.node() == Some(node) {
             self.reset();
             core.leave(now, LeaveReason::Silence, Duration::ZERO);
@@ -159,8 +159,15 @@ impl Can {
     }
 
     fn start_cycle(&mut self, core: &mut Core, now: Instant, sync: &Sync) {
-        if core.node().is_none() {
+        let Seat::Member { trying, .. } = core.seat else {
             return;
+        };
+        // Nothing of ours gets through: the master cannot count us as a member for longer.
+        if trying.is_some_and(|since| now.since(since) > core.schedule.silence) {
+            self.reset();
+            // Whoever drowns us out, perhaps a device with our id, is not to meet us again.
+            let hold = core.random(now.as_nanos(), KEEP_AWAY);
+            return core.leave(now, LeaveReason::Silence, hold);
         }
         self.waiting = Some((now + core.schedule.sample_grace, now));
         self.range = match sync.tag {
@@ -198,9 +205,14 @@ impl Can {
         self.pairs = (0, pairs);
     }
 
-    pub(super) fn handle_sent(&mut self, core: &mut Core, _now: Instant, mailbox: Mailbox) {
+    pub(super) fn handle_sent(&mut self, core: &mut Core, now: Instant, mailbox: Mailbox) {
         if mailbox != Mailbox::Management {
             core.stats.sent += 1;
+        }
+        match &mut core.seat {
+            Seat::Member { trying, .. } if mailbox == Mailbox::Cyclic => *trying = None,
+            Seat::Seeking { .. } if mailbox == Mailbox::Management => core.claimed(now),
+            _ => {}
         }
     }
 
@@ -284,6 +296,9 @@ impl Can {
             core.stats.over_budget += 1;
             return None;
         }
+        if let Seat::Member { trying, .. } = &mut core.seat {
+            trying.get_or_insert(now);
+        }
         let (sampled_at, state) = match &core.state {
             Some((at, state)) => (Some(*at), *state),
             None => (None, State::default()),
@@ -342,9 +357,11 @@ impl Can {
 
     fn poll_management(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
         let Some(node) = core.node() else {
-            let due = core.claim_at(now).is_some_and(|at| now >= at);
+            // A claim that is polled for again was given up by the controller (bus off).
+            let due = core.claim_at(now);
+            let due = due.is_some_and(|at| now >= at || at == Instant::MAX);
             let uid = core.uid;
-            return due.then(|| join::claim(uid, core.claimed(now))).flatten();
+            return due.then(|| join::claim(uid, core.claim())).flatten();
         };
         if self.confirm_due {
             self.confirm_due = false;

@@ -81,14 +81,16 @@ enum Seat {
         /// Claims sent since the seat was lost. The first needs no master, so that a cold
         /// rack does not wait for the first SYNC.
         attempt: u32,
+        /// A claim went out, so an assignment may be the answer and not meant for a twin.
+        asked: bool,
     },
     Member {
         node: NodeId,
+        /// Since when a cyclic frame of ours tries to get through.
+        trying: Option<Instant>,
     },
     /// Says nothing until then.
-    Held {
-        until: Instant,
-    },
+    Held { until: Instant },
 }
 
 /// How long a slave keeps away that was refused a seat or told to go.
@@ -112,6 +114,7 @@ impl SlaveLink {
                 seat: Seat::Seeking {
                     claim_at: Instant::ZERO,
                     attempt: 0,
+                    asked: false,
                 },
                 now: None,
                 heard: None,
@@ -263,7 +266,7 @@ pub(crate) const ALARM_BURST: u16 = 4;
 impl Core {
     fn node(&self) -> Option<NodeId> {
         match self.seat {
-            Seat::Member { node } => Some(node),
+            Seat::Member { node, .. } => Some(node),
             Seat::Seeking { .. } | Seat::Held { .. } => None,
         }
     }
@@ -312,14 +315,18 @@ impl Core {
             .is_some_and(|heard| now < heard + self.schedule.master_silence)
     }
 
-    fn join(&mut self, node: NodeId) {
-        let was = self.node();
-        self.seat = Seat::Member { node };
-        if was != Some(node) {
-            self.sender.abort();
-            self.receiver.abort();
-            self.event(SlaveEvent::Joined(node));
+    /// An assignment to our unique id; false when it is not for us after all.
+    fn join(&mut self, node: NodeId) -> bool {
+        match self.seat {
+            Seat::Held { .. } | Seat::Seeking { asked: false, .. } => return false,
+            Seat::Member { node: was, .. } if was == node => return true,
+            _ => {}
         }
+        self.seat = Seat::Member { node, trying: None };
+        self.sender.abort();
+        self.receiver.abort();
+        self.event(SlaveEvent::Joined(node));
+        true
     }
 
     /// Gives up the seat or the wish for one, and says nothing for `hold`.
@@ -328,6 +335,7 @@ impl Core {
             Seat::Seeking {
                 claim_at: now,
                 attempt: 1,
+                asked: false,
             }
         } else {
             Seat::Held { until: now + hold }
@@ -370,7 +378,9 @@ impl Core {
         let first = !self.master_alive(now);
         self.heard = Some(now);
         self.clock.sync(now, sync);
-        if let Seat::Seeking { claim_at, attempt } = &mut self.seat
+        if let Seat::Seeking {
+            claim_at, attempt, ..
+        } = &mut self.seat
             && first
             && *attempt > 0
         {
@@ -385,24 +395,49 @@ impl Core {
     /// When a claim may go out.
     fn claim_at(&self, now: Instant) -> Option<Instant> {
         match self.seat {
-            Seat::Seeking { claim_at, attempt } if attempt == 0 || self.master_alive(now) => {
-                Some(claim_at)
-            }
+            Seat::Seeking {
+                claim_at, attempt, ..
+            } if attempt == 0 || self.master_alive(now) => Some(claim_at),
             _ => None,
         }
     }
 
-    /// A claim goes out: the next one a random while later, under another hash.
-    fn claimed(&mut self, now: Instant) -> u32 {
-        let Seat::Seeking { claim_at, attempt } = &mut self.seat else {
+    /// A claim goes out under a hash of its own; no other until it is on the wire.
+    fn claim(&mut self) -> u32 {
+        let Seat::Seeking {
+            claim_at,
+            attempt,
+            asked,
+        } = &mut self.seat
+        else {
             return 0;
         };
         let this = *attempt;
-        let retry = self.schedule.join_retry;
-        let jitter = join::hash(self.uid, this).checked_rem(retry.as_nanos());
-        *claim_at = now + retry + Duration::from_nanos(jitter.unwrap_or(0));
+        *asked = true;
+        *claim_at = Instant::MAX;
         *attempt = this.saturating_add(1);
         this
+    }
+
+    /// The claim is on the wire: the next one a random while later. What the cells measure makes
+    /// two devices differ whose ids are the same.
+    fn claimed(&mut self, now: Instant) {
+        let Seat::Seeking { attempt, .. } = self.seat else {
+            return;
+        };
+        let retry = self.schedule.join_retry;
+        let next = now + retry + self.random(attempt.into(), retry);
+        if let Seat::Seeking { claim_at, .. } = &mut self.seat {
+            *claim_at = next;
+        }
+    }
+
+    /// A span below `limit`. What the cells measure makes two devices differ whose ids are the same.
+    fn random(&self, salt: u64, limit: Duration) -> Duration {
+        let cells = self.state.iter().flat_map(|(_, s)| s.cells.0);
+        let seed = join::mix(self.uid.get() ^ salt);
+        let hash = cells.fold(seed, |h, mv| join::mix(h ^ mv.map_or(0, |mv| mv.0.into())));
+        Duration::from_nanos(hash.checked_rem(limit.as_nanos()).unwrap_or(0))
     }
 
     fn handle_timeout(&mut self, now: Instant) {
@@ -415,6 +450,7 @@ impl Core {
                 self.seat = Seat::Seeking {
                     claim_at: now,
                     attempt: 1,
+                    asked: false,
                 };
             }
             _ => {}

@@ -41,7 +41,7 @@ pub fn state_of(n: usize) -> State {
         *cell = Some(Millivolts(3_000 + n as u16 * 10 + i as u16));
     }
     for t in state.temps.0.iter_mut().take(4) {
-        *t = Some(DeciCelsius(250));
+        *t = Some(DeciCelsius(200 + 10 * n as i16));
     }
     state.summary.state = SlaveState::Standby;
     state.summary.min = state.cells.0[0];

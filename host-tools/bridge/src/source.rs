@@ -60,6 +60,9 @@ pub enum Seen {
     },
 }
 
+/// Names of two runs differ by more than this; those of one run, reckoned by two bridges, by less.
+pub const APART_MS: u64 = 2_000;
+
 /// Within one run a record may be older than the one before it by this much.
 const DISORDER_US: u64 = 1_000_000;
 
@@ -86,7 +89,9 @@ impl Position {
         }
         // Of a run that we saw begin, all is ours; of one that was going on, what it still has.
         self.since = if known { 1 } else { status.seq_first };
-        self.boot = unix_ms.saturating_sub(status.uptime_ms).max(self.boot + 1);
+        self.boot = unix_ms
+            .saturating_sub(status.uptime_ms)
+            .max(self.boot + APART_MS + 1);
         Seen::New {
             boot: self.boot,
             first: self.since,

@@ -14,6 +14,8 @@ mod northbound;
 mod server;
 pub mod types;
 
+pub use helio_smp::MAX_DATAGRAM;
+
 pub use client::{AskError, Client};
 pub use northbound::{Inbox, Northbound, Question, northbound};
 pub use server::{serve_serial, serve_udp};

@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Master, node};
-use helio_link::types::{Anchor, Command, Data, NodeState, PackState, Severity};
+use common::{Master, anchor, node};
+use helio_link::types::{Command, Data, NodeState, PackState, Severity};
 use helio_link::{AskError, Client, northbound, serve_serial, serve_udp};
 use helio_smp::heliograph::{Fault, MAX_TUNNELLED};
 use helio_smp::{Header, MAX_DATAGRAM, Op, Version};
@@ -41,18 +41,6 @@ fn answer(to: Header, body: &[u8]) -> Vec<u8> {
     let mut header = to.reply();
     header.length = body.len() as u16;
     [&header.encode()[..], body].concat()
-}
-
-fn anchor(id: u16) -> Anchor {
-    Anchor {
-        id,
-        node: (id / 16) as u8,
-        index: (id % 16) as u8,
-        x_mm: i32::from(id) * 1_000_000,
-        y_mm: -2_000_000_000,
-        z_mm: 3_000,
-        bias_mm: -120,
-    }
 }
 
 #[tokio::test]

@@ -119,8 +119,6 @@ struct Unit {
     group: Group,
     alive: bool,
     gate_on: bool,
-    /// Moment at which the core wants to be called, world's time.
-    due: Instant,
     /// The sample being decided on.
     sampled_at: Instant,
     /// Luminaires that shine.
@@ -149,11 +147,12 @@ impl Unit {
     fn global(&self, local: Instant) -> Instant {
         self.booted + self.clock.global(local).since(Instant::ZERO)
     }
-    fn refresh(&mut self) {
-        self.due = match self.core.poll_timeout() {
+    /// Moment at which the core wants to be called, world's time.
+    fn due(&self) -> Instant {
+        match self.core.poll_timeout() {
             Some(local) if self.alive => self.global(local),
             _ => Instant::MAX,
-        };
+        }
     }
 }
 
@@ -179,6 +178,8 @@ pub struct Rack {
     master_due: Instant,
     master_alive: bool,
     units: Vec<Unit>,
+    /// When each unit wants to be called; apart from the units, because it is looked at all the time.
+    due: Vec<Instant>,
     closed: Vec<bool>,
     load: Load,
     room: Room,
@@ -202,6 +203,8 @@ struct Settings {
     master: MasterConfig,
     map: Vec<MapAnchor>,
     tags: Vec<TagId>,
+    /// Who belongs on which seat, in order.
+    roster: Vec<(Uid, Capabilities)>,
 }
 
 #[derive(Default)]
@@ -280,7 +283,6 @@ impl Rack {
                     alive: true,
                     gate_on: false,
                     lit: u16::MAX,
-                    due: booted,
                     sampled_at: booted,
                     fault_at: None,
                     tripped: false,
@@ -307,6 +309,10 @@ impl Rack {
             master: config,
             map: plan.map,
             tags,
+            roster: units
+                .iter()
+                .map(|u| (u.config.uid, u.config.capabilities))
+                .collect(),
         };
         let strings = usize::from(plan.strings);
         Self {
@@ -327,6 +333,7 @@ impl Rack {
             inbox: Vec::new(),
             lines: Vec::new(),
             stats: Stats::default(),
+            due: units.iter().map(|u| u.booted).collect(),
             units,
             plan: settings,
         }
@@ -367,9 +374,7 @@ impl Rack {
             if let Some((at, ..)) = self.faults.last() {
                 now = now.min(*at);
             }
-            for unit in &self.units {
-                now = now.min(unit.due);
-            }
+            now = self.due.iter().fold(now, |now, &due| now.min(due));
             if now > end {
                 self.now = self.now.max(end);
                 return;
@@ -397,8 +402,8 @@ impl Rack {
             self.drain_master();
         }
         for i in 0..self.units.len() {
-            let unit = &mut self.units[i];
-            if unit.due <= now {
+            if self.due[i] <= now {
+                let unit = &mut self.units[i];
                 let local = unit.local(now);
                 unit.core.handle_timeout(local);
                 self.drain(i);
@@ -535,7 +540,12 @@ impl Rack {
             if let Some(unit) = sender.and_then(|i| self.units.get_mut(i)) {
                 unit.received += u64::from(new - *old);
             }
-            if meta > 0 {
+            // What a faulty slave says late is its fault's, not the bus's.
+            if meta > 0
+                && sender
+                    .and_then(|i| self.units.get(i))
+                    .is_none_or(|u| !u.faulty)
+            {
                 let ns = self.now.as_nanos().saturating_sub(meta);
                 self.stats.latency[class].add(ns);
                 self.stats.latency_max_ns = self.stats.latency_max_ns.max(ns);
@@ -710,7 +720,7 @@ impl Rack {
                 }
             }
         }
-        unit.refresh();
+        self.due[i] = unit.due();
         if switched {
             self.refresh_strings();
         }
@@ -793,6 +803,7 @@ impl Rack {
                             isolated_at_s: None,
                             isolated_after_ms: None,
                             rejoined_at_s: None,
+                            reconnected_at_s: None,
                         },
                     ));
                 }
@@ -857,7 +868,7 @@ impl Rack {
         unit.overwritten += unit.core.link().stats().overwritten;
         unit.alive = false;
         unit.gate_on = false;
-        unit.due = Instant::MAX;
+        self.due[i] = Instant::MAX;
         unit.group.set_bleeding(0);
         self.bus.kill(self.now, unit.port);
         self.refresh_strings();
@@ -871,7 +882,7 @@ impl Rack {
         unit.booted = self.now;
         unit.alive = true;
         unit.tripped = false;
-        unit.due = self.now;
+        self.due[i] = self.now;
         self.bus.revive(self.now, unit.port);
     }
 
@@ -954,6 +965,9 @@ impl Settings {
         // A map that the loader accepted is accepted here.
         let _ = master.load_map(1, &self.map);
         master.set_tags(&self.tags);
+        for (node, (uid, capabilities)) in (1..=127).filter_map(NodeId::new).zip(&self.roster) {
+            master.reserve(node, *uid, *capabilities);
+        }
         master
     }
 }
@@ -965,8 +979,9 @@ fn note(stats: &mut Stats, units: &[Unit], number: u32, at: Instant, event: &Eve
     let mut text = String::new();
     if let Some(alarm) = event.alarm {
         let state = if alarm.active { "active" } else { "over" };
+        let severity = northbound::severity(alarm.severity);
         text = format!(
-            "{} {state}, place {}, value {}",
+            "{severity}: {} {state}, place {}, value {}",
             northbound::code_name(alarm.code),
             alarm.index,
             alarm.value
@@ -986,12 +1001,18 @@ fn note(stats: &mut Stats, units: &[Unit], number: u32, at: Instant, event: &Eve
             continue;
         }
         match event.what {
-            What::Left | What::Quarantined | What::Isolated if affected.isolated_at_s.is_none() => {
-                affected.isolated_at_s = Some(at_s);
-                affected.isolated_after_ms = Some((at_s - affected.fault_at_s) * 1e3);
+            What::Left | What::Quarantined | What::Isolated => {
+                affected.isolated_at_s.get_or_insert(at_s);
+                affected
+                    .isolated_after_ms
+                    .get_or_insert((at_s - affected.fault_at_s) * 1e3);
+                affected.rejoined_at_s = None;
             }
-            What::Joined | What::Replaced | What::Released if affected.isolated_at_s.is_some() => {
-                affected.rejoined_at_s.get_or_insert(at_s);
+            What::Joined | What::Replaced if affected.isolated_at_s.is_some() => {
+                affected.rejoined_at_s = Some(at_s);
+            }
+            What::Released if affected.isolated_at_s.is_some() => {
+                affected.reconnected_at_s = Some(at_s);
             }
             _ => {}
         }

@@ -102,8 +102,10 @@ pub struct Affected {
     pub isolated_at_s: Option<f64>,
     /// From fault to isolation.
     pub isolated_after_ms: Option<f64>,
-    /// When it was back (or its successor there).
+    /// When it was back for good (or its successor there).
     pub rejoined_at_s: Option<f64>,
+    /// When its string was connected again.
+    pub reconnected_at_s: Option<f64>,
 }
 
 /// Loss at the slaves that no fault touched.
@@ -162,7 +164,7 @@ pub struct RackReport {
     pub frames: u64,
     /// Frames destroyed.
     pub error_frames: u64,
-    /// Sample to value.
+    /// Sample to value, slaves without fault.
     pub latency: Vec<Latency>,
     /// Loss of healthy slaves.
     pub healthy: Loss,
@@ -269,14 +271,15 @@ impl Report {
         for a in &self.affected {
             writeln!(
                 t,
-                "\nslave {} of master {}: {} at {:.3} s, isolated {}, rejoined at {}",
+                "\nslave {} of master {}: {} at {:.3} s, isolated {}, rejoined at {}, string connected again at {}",
                 a.node,
                 a.master,
                 a.fault,
                 a.fault_at_s,
                 a.isolated_after_ms
                     .map_or("never".into(), |ms| format!("after {ms:.3} ms")),
-                opt(a.rejoined_at_s, "s")
+                opt(a.rejoined_at_s, "s"),
+                opt(a.reconnected_at_s, "s")
             )?;
         }
         if !self.happenings.is_empty() {

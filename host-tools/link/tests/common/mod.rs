@@ -59,6 +59,18 @@ pub fn node(seat: u8) -> Node {
     }
 }
 
+pub fn anchor(id: u16) -> Anchor {
+    Anchor {
+        id,
+        node: (id / 16) as u8,
+        index: (id % 16) as u8,
+        x_mm: i32::from(id) * 1_000_000,
+        y_mm: -2_000_000_000,
+        z_mm: 3_000,
+        bias_mm: -120,
+    }
+}
+
 impl Master {
     /// Answers until all servers have gone.
     pub fn run(mut self, mut inbox: Inbox) {
@@ -107,7 +119,7 @@ impl Master {
             e.str("bus")?.str("can-1m")?;
             e.str("load_ppm")?.u32(412_000)?;
             e.str("latency_max_us")?.null()?;
-            e.str("pack")?.map(11)?;
+            e.str("pack")?.map(12)?;
             self.pack(e)?;
             e.str("total")?.u64(self.nodes.len() as u64)?;
             e.str("off")?.u64(off)?.str("nodes")?;
@@ -135,7 +147,8 @@ impl Master {
         e.str("cell_max_mv")?.u16(3_645)?;
         e.str("temp_max_dc")?.null()?;
         e.str("members")?.u64(self.nodes.len() as u64)?;
-        e.str("expected")?.u8(127)?.ok()
+        e.str("expected")?.u8(127)?;
+        e.str("strings_connected")?.u8(1)?.ok()
     }
 
     fn telemetry(&self, request: &Request<'_>, out: &mut [u8]) -> usize {
@@ -170,7 +183,7 @@ impl Master {
         };
         match seq % 5 {
             1 => {
-                head(13, "pack")?;
+                head(14, "pack")?;
                 self.pack(e)?;
                 e.str("load_ppm")?.u32(1)?;
                 e.str("latency_max_us")?.u32(2_500)?.ok()
