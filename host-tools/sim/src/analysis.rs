@@ -359,7 +359,7 @@ mod tests {
         let ports: Vec<_> = (0..20).map(|_| bus.attach().expect("room")).collect();
         let mut worst = vec![Duration::ZERO; 20];
         // It starts a bit before all others are queued.
-        let mut queue = |bus: &mut CanBus, us, i: usize| {
+        let queue = |bus: &mut CanBus, us, i: usize| {
             let now = Instant::from_micros(us);
             bus.submit(now, ports[i], Mailbox::Cyclic, &frames[i], us)
                 .expect("free");
