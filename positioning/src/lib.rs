@@ -14,6 +14,7 @@ extern crate std;
 mod locate;
 mod map;
 mod math;
+mod robust;
 #[cfg(test)]
 mod sample;
 
@@ -22,3 +23,4 @@ pub use locate::{
 };
 pub use map::{Anchor, AnchorMap, MapError};
 pub use math::Real;
+pub use robust::{EXHAUSTIVE, FaultModel, locate_robust_2d, locate_robust_3d};

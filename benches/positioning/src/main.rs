@@ -2,6 +2,7 @@
 //! `cargo run --release` runs all; arguments select parts by name.
 
 mod lateration;
+mod robust;
 mod world;
 
 fn main() {
@@ -11,6 +12,7 @@ fn main() {
         ("speed", lateration::speed),
         ("ceilings", lateration::ceilings),
         ("fuzz", lateration::fuzz),
+        ("reflections", robust::reflections),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
