@@ -11,6 +11,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod integrity;
 mod locate;
 mod map;
 mod math;
@@ -18,6 +19,7 @@ mod robust;
 #[cfg(test)]
 mod sample;
 
+pub use integrity::{Protected, Risk, protect_2d, protect_3d};
 pub use locate::{
     Fix, LocateError, MAX_OBSERVATIONS, Options, RangeObs, Side, locate_2d, locate_3d,
 };

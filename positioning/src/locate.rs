@@ -211,6 +211,17 @@ impl<T: Real> Term<T> {
         self.range - (x - self.anchor).norm()
     }
 
+    /// Unit vector from the anchor to `x`; zero on the anchor itself.
+    pub fn direction(&self, x: Vector3<T>) -> Vector3<T> {
+        let d = x - self.anchor;
+        let distance = d.norm();
+        if distance > T::of(1e-9) {
+            d / distance
+        } else {
+            Vector3::zeros()
+        }
+    }
+
     /// Squared residual over its variance.
     pub fn chi2(&self, x: Vector3<T>) -> T {
         let residual = self.residual(x);
@@ -338,8 +349,13 @@ impl<T: Real> Problem<'_, T> {
 
     /// The observations of `mask`.
     pub fn terms(&self, mask: u32) -> impl Iterator<Item = &Term<T>> {
+        self.numbered(mask).map(|(_, t)| t)
+    }
+
+    /// The observations of `mask` with their places.
+    pub fn numbered(&self, mask: u32) -> impl Iterator<Item = (usize, &Term<T>)> {
         let numbered = self.terms.iter().enumerate();
-        numbered.filter_map(move |(i, t)| (mask >> i & 1 == 1).then_some(t))
+        numbered.filter(move |(i, _)| mask >> i & 1 == 1)
     }
 
     /// Globally solves the observations of `mask`.
