@@ -235,7 +235,9 @@ function links() {
     li.title = `${li.textContent} ${word}${ok ? "" : why}`;
     li.setAttribute("aria-label", li.title);
   }
-  document.body.classList.toggle("stale", view?.name != null && !state.master);
+  const stale = view?.name != null && !state.master;
+  document.body.classList.toggle("stale", stale);
+  text($("age"), stale && known.pack ? `showing ${clock(known.pack.at_ms)}` : "");
 }
 
 wait("Connecting …");

@@ -258,6 +258,8 @@ export class Cells {
       });
     }
     if (best) this.choose(best);
+    // The line itself changes with every message; only a step is spoken.
+    text(document.getElementById("spoken"), [...this.readout.children].map((part) => part.textContent).join(", "));
   }
 
   /** The line below: the cell that is pointed at, else the extremes. */

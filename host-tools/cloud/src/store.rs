@@ -380,6 +380,7 @@ impl Master {
             let what = EventRecord {
                 what: "lost".into(),
                 node: None,
+                uid: None,
                 severity: Some(Severity::Warn),
                 code: None,
                 index: None,

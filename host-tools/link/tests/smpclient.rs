@@ -15,15 +15,16 @@ use helio_sim::scenario::Scenario;
 use helio_units::Instant;
 use tokio::net::{TcpListener, UdpSocket};
 
-/// More slaves than one datagram can list, anchors and tags for every kind of record.
+/// More slaves than one datagram can list, as many as leave the bus room for the tunnel; anchors
+/// and tags for every kind of record.
 const PLANT: &str = r#"
 name = "smpclient"
 duration_s = 3600
 bus = "canfd"
 [pack]
-slaves = 60
+slaves = 52
 [hall]
-anchors = 60
+anchors = 12
 tags = 3
 "#;
 
