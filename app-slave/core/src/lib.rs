@@ -42,7 +42,9 @@ pub use management::DIAGNOSTICS;
 
 use balance::Balancer;
 use grid::Grid;
-use helio_battery::protection::{self, Code, Kind, Limits, Protection, ProtectionEvent};
+use helio_battery::protection::{
+    self, Code, Diagnostics, Kind, Limits, Protection, ProtectionEvent,
+};
 use helio_battery::{BalanceConfig, Sample};
 use helio_bus::{
     Alarm, CanFrame, CanOut, Capabilities, Cells, Mailbox, Order, Ranges, Schedule, SerialOut,
@@ -162,21 +164,32 @@ struct Waiting {
 impl Slave {
     /// A slave that has just booted: gate off, nothing bled, all luminaires shining.
     /// [`Self::handle_timeout`] is due at once.
-    pub fn new(mut config: SlaveConfig, schedule: Schedule) -> Self {
+    pub fn new(config: SlaveConfig, schedule: Schedule) -> Self {
+        let protection = Protection::new(limits(&config));
+        Self::with(config, schedule, protection)
+    }
+
+    /// The same with what [`Protection::diagnostics`] knew before the reset: counts go on, and
+    /// what was latched still is.
+    pub fn resume(config: SlaveConfig, schedule: Schedule, diagnostics: Diagnostics) -> Self {
+        let protection = Protection::resume(limits(&config), diagnostics);
+        Self::with(config, schedule, protection)
+    }
+
+    fn with(config: SlaveConfig, schedule: Schedule, protection: Protection) -> Self {
         let SlaveConfig {
             uid,
             capabilities,
             on_master_loss,
             ..
         } = config;
-        config.limits.cells = capabilities.cells;
-        config.limits.temps = capabilities.temps;
+        let tripped = protection.severity() == Some(protection::Severity::Trip);
         Self {
             uid,
             capabilities,
             on_master_loss,
             link: SlaveLink::new(schedule, uid, capabilities),
-            protection: Protection::new(config.limits),
+            protection,
             grid: Grid::new(
                 config.sample_period,
                 schedule.cycle,
@@ -184,11 +197,12 @@ impl Slave {
             ),
             balancer: Balancer::new(config.bleed, config.balance),
             counters: Counters::default(),
-            state: match measures(&capabilities) {
-                true => State::Init {
+            state: match (measures(&capabilities), tripped) {
+                (true, true) => State::Tripped,
+                (true, false) => State::Init {
                     gate_ordered: false,
                 },
-                false => State::Standby,
+                (false, _) => State::Standby,
             },
             complete: false,
             asked: None,
@@ -493,7 +507,8 @@ impl Slave {
 
     /// Where to go when nothing is wrong and nothing is ordered.
     fn rest(&self) -> State {
-        if self.complete || !measures(&self.capabilities) {
+        let known = self.complete && !self.protection.must_open();
+        if known || !measures(&self.capabilities) {
             State::Standby
         } else {
             State::Init {
@@ -528,7 +543,17 @@ impl Slave {
         self.waiting.sample = true;
         let change = self.balancer.pause();
         self.bleed(change);
+        if self.asked.is_some() && self.protection.is_active(STALE) {
+            self.forget();
+            self.publish(now);
+        }
         self.asked.get_or_insert(now);
+    }
+
+    /// What was measured is of no use any more.
+    fn forget(&mut self) {
+        self.complete = false;
+        self.said = Said::default();
     }
 
     /// When protection has something to decide by time.
@@ -600,8 +625,7 @@ impl Slave {
         while let Some(event) = self.protection.poll_event() {
             if event.code == STALE && event.active {
                 bump(&mut self.counters.stale);
-                self.complete = false;
-                self.said = Said::default();
+                self.forget();
             }
             if self.may_alarm() {
                 self.link.alarm(now, alarm(&event));
@@ -682,6 +706,14 @@ fn alarm(event: &ProtectionEvent) -> Alarm {
         active: event.active,
         index: event.index,
         value: event.wire_value(),
+    }
+}
+
+fn limits(config: &SlaveConfig) -> Limits {
+    Limits {
+        cells: config.capabilities.cells,
+        temps: config.capabilities.temps,
+        ..config.limits
     }
 }
 

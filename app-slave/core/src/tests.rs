@@ -148,6 +148,8 @@ impl Rig {
             }
             self.now = self.now.max(due);
             self.slave.handle_timeout(self.now);
+            let next = self.slave.poll_timeout();
+            assert!(next.is_none_or(|t| t > self.now), "the timer stands still");
             all.extend(self.drain().into_iter().map(|o| (self.now, o)));
         }
     }
@@ -213,9 +215,13 @@ fn an_incomplete_sample_does_not_end_init() {
     let mut too_few_cells = healthy();
     too_few_cells.cell_count = 15;
     for sample in [incomplete(), without_current, blind(), too_few_cells] {
-        let mut rig = Rig::new(config());
+        let mut config = config();
+        *config
+            .limits
+            .rule_mut(Kind::Layout, protection::Severity::Trip) = None;
+        let mut rig = Rig::new(config);
         rig.sample(&sample);
-        assert_ne!(rig.slave.state(), SlaveState::Standby, "{sample:?}");
+        assert_eq!(rig.slave.state(), SlaveState::Init, "{sample:?}");
         rig.order(Order::Gate(true));
         assert!(!rig.gate);
     }
@@ -320,6 +326,25 @@ fn a_trip_that_ends_by_itself_leaves_the_gate_off() {
 }
 
 #[test]
+fn a_latched_trip_outlives_a_reset() {
+    let rig = Rig::tripped();
+    let known = rig.slave.protection().diagnostics().clone();
+    let schedule = Schedule::for_bus(BusKind::Can1M);
+    let mut rig = Rig::new(config());
+    rig.slave = Slave::resume(config(), schedule, known);
+    assert_eq!(rig.slave.state(), SlaveState::Tripped);
+    rig.run(ms(50));
+    rig.order(Order::Gate(true));
+    assert!(!rig.gate && rig.slave.state() == SlaveState::Tripped);
+    rig.order(Order::ClearLatch);
+    assert_eq!(rig.slave.state(), SlaveState::Init, "one good sample first");
+    rig.run(ms(20));
+    assert_eq!(rig.slave.state(), SlaveState::Standby);
+    rig.order(Order::Gate(true));
+    assert!(rig.gate);
+}
+
+#[test]
 fn isolation_opens_the_gate_in_every_state_and_refuses_it() {
     for mut rig in [
         Rig::new(config()),
@@ -372,8 +397,29 @@ fn a_shell_that_does_not_answer_loses_the_gate_and_what_was_known() {
     assert_eq!(rig.slave.state(), SlaveState::Tripped, "still stale");
     rig.answer = Some(healthy());
     rig.run(ms(20));
+    assert_eq!(rig.slave.said.summary.min, Some(Millivolts(3_700)));
+    rig.answer = None;
+    rig.run(ms(30));
+    assert_eq!(rig.slave.said.summary.min, None, "stale while latched");
+    rig.answer = Some(healthy());
+    rig.run(ms(20));
     rig.order(Order::ClearLatch);
     assert_eq!(rig.slave.state(), SlaveState::Standby);
+}
+
+#[test]
+fn a_gate_that_conducts_although_it_was_opened_is_noticed() {
+    let mut welded = healthy();
+    welded.current = Some(Milliamps(2_000));
+    let mut rig = Rig::active();
+    rig.answer = Some(welded);
+    rig.run(ms(1_000));
+    assert_eq!(rig.slave.state(), SlaveState::Active);
+    rig.order(Order::Gate(false));
+    rig.run(ms(1_000));
+    let stuck = Code::new(Kind::GateStuck, protection::Severity::Trip);
+    assert!(rig.slave.protection().is_active(stuck));
+    assert_eq!(rig.slave.state(), SlaveState::Tripped);
 }
 
 #[test]
