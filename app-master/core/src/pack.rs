@@ -246,6 +246,15 @@ impl Seat {
         }
     }
 
+    /// What its cells would show at rest, by their state of charge; `None` while one is unknown.
+    /// Strings are matched by this: a string under load sags by volts.
+    fn rest_mv(&self, params: &CellParams) -> Option<u32> {
+        let temp_c = f32::from(self.temperature().0) * 0.1;
+        let mut cells = (0..usize::from(self.capabilities.cells)).map(|cell| self.soc(cell));
+        let sum = cells.try_fold(0.0, |sum, soc| Some(sum + params.ocv_mv(soc?.0, temp_c)))?;
+        Some(sum as u32)
+    }
+
     /// Sum of the cells; `None` while one is missing.
     fn voltage_mv(&self) -> Option<u32> {
         let cells = self.cells.0.get(..usize::from(self.capabilities.cells))?;
@@ -263,7 +272,7 @@ pub struct Topology {
     /// Strings in parallel; seats are dealt out in order, `expected / strings` each, the last
     /// string takes the rest.
     pub strings: u8,
-    /// A string is connected only if its voltage is within this of the connected ones.
+    /// A string is connected only if its voltage at rest is within this of the connected ones'.
     pub match_mv: u32,
     /// How long a string must have been whole before it is connected again.
     pub settle: Duration,
@@ -327,10 +336,11 @@ impl Strings {
         &mut self,
         now: Instant,
         seats: &[Seat],
+        params: &CellParams,
         wanted: bool,
         mut decided: impl FnMut(StringDecision),
     ) {
-        let mut bus_mv = self.connected_voltage(seats);
+        let mut bus_mv = self.mean(seats, |s| s.connected, |seat| seat.rest_mv(params));
         for string in 0..usize::from(self.topology.strings) {
             let mut bad = None;
             let mut sum = Some(0);
@@ -339,7 +349,7 @@ impl Strings {
                     bad = Some(node);
                 }
                 // Slaves that run anchors only have no cells and carry no current.
-                sum = sum.zip(seat.voltage_mv()).map(|(a, b)| a + b);
+                sum = sum.zip(seat.rest_mv(params)).map(|(a, b)| a + b);
             }
             let Some(state) = self.states.get_mut(string) else {
                 continue;
@@ -385,25 +395,19 @@ impl Strings {
             .filter(move |(node, _)| self.of(*node) == string)
     }
 
-    fn connected_voltage(&self, seats: &[Seat]) -> Option<u32> {
-        self.mean_voltage(seats, |s| s.connected)
-    }
-
-    fn mean_voltage(&self, seats: &[Seat], of: impl Fn(&StringState) -> bool) -> Option<u32> {
+    /// Mean over the strings `of` which it is wanted; a string counts when all its seats do.
+    fn mean(
+        &self,
+        seats: &[Seat],
+        of: impl Fn(&StringState) -> bool,
+        mv: impl Fn(&Seat) -> Option<u32>,
+    ) -> Option<u32> {
         let (mut sum, mut n) = (0u64, 0u64);
-        for (string, state) in self
-            .states
-            .iter()
-            .enumerate()
-            .take(usize::from(self.topology.strings))
-        {
-            if !of(state) {
-                continue;
-            }
-            let voltage = self
-                .members(string, seats)
-                .try_fold(0u32, |sum, (_, s)| Some(sum + s.voltage_mv()?));
-            if let Some(mv) = voltage {
+        let strings = usize::from(self.topology.strings);
+        for (string, state) in self.states.iter().enumerate().take(strings) {
+            let mut members = self.members(string, seats);
+            let whole = members.try_fold(0u32, |sum, (_, s)| Some(sum + mv(s)?));
+            if let (true, Some(mv)) = (of(state), whole) {
                 (sum, n) = (sum + u64::from(mv), n + 1);
             }
         }
@@ -455,10 +459,9 @@ impl Strings {
             .get(..usize::from(self.topology.strings))
             .unwrap_or(&[]);
         f.strings_connected = strings.iter().filter(|s| s.connected).count() as u8;
-        f.voltage_mv = self
-            .connected_voltage(seats)
-            .or_else(|| self.mean_voltage(seats, |_| true))
-            .unwrap_or(0);
+        let connected = self.mean(seats, |s| s.connected, Seat::voltage_mv);
+        let any = || self.mean(seats, |_| true, Seat::voltage_mv);
+        f.voltage_mv = connected.or_else(any).unwrap_or(0);
         f.state = match (f.members, f.strings_connected) {
             (0, _) => PackState::Empty,
             (_, 0) if fault => PackState::Tripped,
