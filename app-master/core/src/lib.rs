@@ -27,7 +27,7 @@ use helio_battery::CellParams;
 use helio_battery::balance::{self, BalanceConfig};
 use helio_bus::{
     Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
-    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, SlaveState, State,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
@@ -211,8 +211,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = self.next_tick.min(self.next_pack).min(self.next_slave);
-        let link = self.link.poll_timeout();
-        [link, self.epoch_ends, self.tunnel.poll_timeout(), Some(own)]
+        // Clients of slaves are told of a timeout by `poll_smp`, a level check late at most.
+        [self.link.poll_timeout(), self.epoch_ends, Some(own)]
             .into_iter()
             .flatten()
             .min()
@@ -687,6 +687,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             self.left.pop_front();
         }
         self.tunnel.handle_timeout(now, answer)
+    }
+
+    /// Whether an answer under this ticket may still come from [`Self::poll_smp`].
+    pub fn is_waiting(&self, ticket: u32) -> bool {
+        self.tunnel.is_waiting(ticket)
     }
 
     /// Passes a request on to a slave.

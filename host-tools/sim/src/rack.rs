@@ -366,6 +366,11 @@ impl Rack {
         Some((due.ticket, due.length))
     }
 
+    /// Whether an answer under this ticket may still come.
+    pub fn is_waiting(&self, ticket: u32) -> bool {
+        self.master_alive && self.master.is_waiting(ticket)
+    }
+
     /// Lets everything happen that happens until then.
     pub fn run_until(&mut self, end: Instant) {
         loop {
