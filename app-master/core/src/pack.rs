@@ -471,3 +471,114 @@ impl Strings {
         f
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use helio_battery::defaults::NMC_5000MAH;
+    use std::vec::Vec;
+
+    use super::*;
+
+    const NOW: Instant = Instant::from_millis(1_000);
+    const SETTLED: Instant = Instant::from_millis(1_500);
+
+    fn seat(mv: u16) -> Seat {
+        let mut seat = Seat::default();
+        let capabilities = Capabilities {
+            cells: 4,
+            temps: 0,
+            anchors: 0,
+        };
+        seat.join(Uid::new(7).expect("valid"), capabilities);
+        seat.summary.state = SlaveState::Standby;
+        seat.handle_cells(NOW, &NMC_5000MAH, 0, &[Some(Millivolts(mv)); 4]);
+        seat
+    }
+
+    fn strings() -> Strings {
+        Strings::new(Topology {
+            expected: 4,
+            strings: 2,
+            match_mv: 100,
+            settle: Duration::from_millis(500),
+        })
+    }
+
+    fn update(s: &mut Strings, now: Instant, seats: &[Seat]) -> Vec<StringDecision> {
+        let mut decisions = Vec::new();
+        s.update(now, seats, &NMC_5000MAH, true, |d| decisions.push(d));
+        decisions
+    }
+
+    fn conducting(s: &Strings) -> [bool; 4] {
+        [1, 2, 3, 4].map(|n| s.may_conduct(NodeId::new(n).expect("valid")))
+    }
+
+    #[test]
+    fn a_string_is_connected_when_it_has_been_whole_for_long_enough() {
+        let (mut s, seats) = (strings(), [3_900; 4].map(seat));
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED - Duration::from_nanos(1), &seats);
+        assert_eq!(conducting(&s), [false; 4]);
+        update(&mut s, SETTLED, &seats);
+        assert_eq!(conducting(&s), [true; 4]);
+        assert_eq!(s.figures(&seats).state, PackState::Ready);
+    }
+
+    #[test]
+    fn a_faulty_segment_opens_its_own_string_and_no_other() {
+        let (mut s, mut seats) = (strings(), [3_900; 4].map(seat));
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED, &seats);
+        let node = NodeId::new(3).expect("valid");
+        seats[2].summary.severity = Severity::Trip;
+        assert_eq!(
+            update(&mut s, SETTLED, &seats),
+            [StringDecision::Isolated(node)]
+        );
+        assert_eq!(conducting(&s), [true, true, false, false]);
+        assert_eq!(s.figures(&seats).state, PackState::Degraded);
+        seats[2].summary.severity = Severity::None;
+        assert_eq!(update(&mut s, SETTLED, &seats), []);
+        let later = SETTLED + Duration::from_millis(500);
+        assert_eq!(
+            update(&mut s, later, &seats),
+            [StringDecision::Released(node)]
+        );
+    }
+
+    #[test]
+    fn a_string_of_another_charge_is_not_connected_to_the_others() {
+        let mut s = strings();
+        let seats = [seat(3_900), seat(3_900), seat(3_700), seat(3_700)];
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED, &seats);
+        assert_eq!(conducting(&s), [true, true, false, false]);
+    }
+
+    #[test]
+    fn a_missing_cell_keeps_its_string_open() {
+        let (mut s, mut seats) = (strings(), [3_900; 4].map(seat));
+        seats[0] = seat(3_900);
+        seats[0].capabilities.cells = 5;
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED, &seats);
+        assert_eq!(conducting(&s), [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_device_that_comes_back_keeps_what_is_known_of_its_charge_and_another_does_not() {
+        let mut seat = seat(3_900);
+        let capabilities = seat.capabilities;
+        seat.leave(false);
+        assert_eq!(seat.state(), NodeState::Absent);
+        seat.join(Uid::new(7).expect("valid"), capabilities);
+        assert!(seat.soc(0).is_some());
+        seat.leave(true);
+        assert_eq!(seat.state(), NodeState::Quarantined);
+        seat.join(Uid::new(8).expect("valid"), capabilities);
+        assert!(seat.soc(0).is_none());
+    }
+}
