@@ -153,7 +153,7 @@ pub enum LocateError {
     /// Two positions fit, apart from each other horizontally, so that below and above do not
     /// choose: pass [`Side::Near`].
     Ambiguous,
-    /// The ranges contradict each other: exclude faults first.
+    /// The ranges contradict each other: use [`crate::locate_robust_3d`].
     Inconsistent {
         /// Sum of squared normalised residuals.
         chi2: f32,
@@ -170,8 +170,9 @@ pub fn locate_3d<T: Real>(
     observations: &[RangeObs<T>],
     options: &Options<T>,
 ) -> Result<Fix<T>, LocateError> {
-    let problem = Problem::new(observations, None, options)?;
-    problem.locate(problem.all(), options)
+    Problem::pose(observations, None, options, |problem| {
+        problem.locate(problem.all(), options)
+    })
 }
 
 /// Position at the known height `height_m` from three or more ranges.
@@ -180,19 +181,52 @@ pub fn locate_2d<T: Real>(
     height_m: T,
     options: &Options<T>,
 ) -> Result<Fix<T>, LocateError> {
-    let problem = Problem::new(observations, Some(height_m), options)?;
-    problem.locate(problem.all(), options)
+    Problem::pose(observations, Some(height_m), options, |problem| {
+        problem.locate(problem.all(), options)
+    })
 }
 
 /// One observation, validated, relative to [`Problem::origin`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Term<T> {
-    pub anchor: Vector3<T>,
-    pub range: T,
+    anchor: Vector3<T>,
+    range: T,
     /// `1 / σ²`
     pub weight: T,
     /// `1 / (r σ)²`: weight of the squared range, up to a common factor.
     share: T,
+}
+
+impl<T: Real> Term<T> {
+    /// Fills unused places.
+    pub const NONE: Self = Self {
+        anchor: Vector3::new(T::ZERO, T::ZERO, T::ZERO),
+        range: T::ZERO,
+        weight: T::ZERO,
+        share: T::ZERO,
+    };
+
+    /// Measured minus computed range.
+    pub fn residual(&self, x: Vector3<T>) -> T {
+        self.range - (x - self.anchor).norm()
+    }
+
+    /// Unit vector from the anchor to `x`; zero on the anchor itself.
+    pub fn direction(&self, x: Vector3<T>) -> Vector3<T> {
+        let d = x - self.anchor;
+        let distance = d.norm();
+        if distance > T::of(1e-9) {
+            d / distance
+        } else {
+            Vector3::zeros()
+        }
+    }
+
+    /// Squared residual over its variance.
+    pub fn chi2(&self, x: Vector3<T>) -> T {
+        let residual = self.residual(x);
+        residual * residual * self.weight
+    }
 }
 
 /// What is known about the height.
@@ -204,11 +238,10 @@ enum Height<T> {
 }
 
 /// Validated observations of one instant, from which any subset can be solved.
-#[derive(Clone, Debug)]
-pub(crate) struct Problem<T> {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Problem<'a, T> {
     origin: Vector3<T>,
-    terms: [Term<T>; MAX_OBSERVATIONS],
-    count: usize,
+    terms: &'a [Term<T>],
     height: Height<T>,
     /// `1 / (longest range)²`: nobody is further from an anchor than that.
     floor: T,
@@ -228,13 +261,30 @@ pub(crate) struct Minimum<T> {
     squares: T,
 }
 
-impl<T: Real> Problem<T> {
-    #[inline(always)] // saves copying the terms
-    pub fn new(
+impl<T: Real> Problem<'_, T> {
+    /// Validates, then hands the problem to `solve`. The terms live on the stack, in a small
+    /// place when there are few of them.
+    pub fn pose<R>(
         observations: &[RangeObs<T>],
         height_m: Option<T>,
         options: &Options<T>,
-    ) -> Result<Self, LocateError> {
+        solve: impl FnOnce(&Problem<'_, T>) -> Result<R, LocateError>,
+    ) -> Result<R, LocateError> {
+        if observations.len() <= 8 {
+            let mut room = [Term::NONE; 8];
+            solve(&Problem::new(&mut room, observations, height_m, options)?)
+        } else {
+            let mut room = [Term::NONE; MAX_OBSERVATIONS];
+            solve(&Problem::new(&mut room, observations, height_m, options)?)
+        }
+    }
+
+    fn new<'a>(
+        room: &'a mut [Term<T>],
+        observations: &[RangeObs<T>],
+        height_m: Option<T>,
+        options: &Options<T>,
+    ) -> Result<Problem<'a, T>, LocateError> {
         let have = observations.len();
         if have > MAX_OBSERVATIONS {
             return Err(LocateError::TooMany);
@@ -246,14 +296,8 @@ impl<T: Real> Problem<T> {
         let origin = Vector3::from(first.anchor_m);
         let limit = T::of(MAX_LENGTH_M);
         let sane = |x: T| x.abs() <= limit; // false for NaN
-        let mut terms = [Term {
-            anchor: Vector3::zeros(),
-            range: T::zero(),
-            weight: T::zero(),
-            share: T::zero(),
-        }; MAX_OBSERVATIONS];
         let mut longest = T::zero();
-        for (index, (term, o)) in terms.iter_mut().zip(observations).enumerate() {
+        for (index, (term, o)) in room.iter_mut().zip(observations).enumerate() {
             let ok = o.anchor_m.into_iter().all(sane)
                 && sane(o.range_m)
                 && o.range_m >= T::zero()
@@ -282,10 +326,9 @@ impl<T: Real> Problem<T> {
             }
             Some(_) => return Err(LocateError::Invalid { index: have as u8 }),
         };
-        Ok(Self {
+        Ok(Problem {
             origin,
-            terms,
-            count: have,
+            terms: room.get(..have).ok_or(LocateError::TooMany)?,
             height,
             floor: T::one() / (longest * longest),
         })
@@ -293,7 +336,7 @@ impl<T: Real> Problem<T> {
 
     /// Every observation, as a mask.
     pub fn all(&self) -> u32 {
-        u32::MAX >> (MAX_OBSERVATIONS - self.count.clamp(1, MAX_OBSERVATIONS))
+        u32::MAX >> (MAX_OBSERVATIONS - self.terms.len().clamp(1, MAX_OBSERVATIONS))
     }
 
     /// Unknown coordinates.
@@ -306,8 +349,13 @@ impl<T: Real> Problem<T> {
 
     /// The observations of `mask`.
     pub fn terms(&self, mask: u32) -> impl Iterator<Item = &Term<T>> {
-        let numbered = self.terms.iter().take(self.count).enumerate();
-        numbered.filter_map(move |(i, t)| (mask >> i & 1 == 1).then_some(t))
+        self.numbered(mask).map(|(_, t)| t)
+    }
+
+    /// The observations of `mask` with their places.
+    pub fn numbered(&self, mask: u32) -> impl Iterator<Item = (usize, &Term<T>)> {
+        let numbered = self.terms.iter().enumerate();
+        numbered.filter(move |(i, _)| mask >> i & 1 == 1)
     }
 
     /// Globally solves the observations of `mask`.
@@ -330,40 +378,11 @@ impl<T: Real> Problem<T> {
         mask: u32,
         options: &Options<T>,
     ) -> Result<(Minimum<T>, Option<Vector3<T>>), LocateError> {
-        let start = self.start(mask)?;
-        let Some(normal) = start.normal else {
-            let found = self
-                .refine(mask, start.x)
-                .ok_or(LocateError::NotConverged)?;
-            return Ok((found, None));
-        };
-        // Thin anchors: refine both roots, each from its own side, the likelier first.
-        let offset = normal * start.depth;
-        let below = self.normal(mask, start.x - offset);
-        let above = self.normal(mask, start.x + offset);
-        let below_first = below.chi2 <= above.chi2;
-        let (first, second) = if below_first {
-            (below, above)
-        } else {
-            (above, below)
-        };
-        let unlimited = T::infinity();
-        let first = self.descend(mask, first, unlimited);
-        let limit = first.map_or(unlimited, |m| m.chi2 + T::of(4.0 * MIRROR_CHI2));
-        let (first, second) = match (first, self.descend(mask, second, limit)) {
-            (Some(first), Some(second)) => (first, second),
-            (Some(m), None) | (None, Some(m)) => return Ok((m, None)),
-            (None, None) => return Err(LocateError::NotConverged),
-        };
-        let (one, two) = if below_first {
-            (first, second)
-        } else {
-            (second, first)
+        let (one, two) = self.roots(mask, false)?;
+        let Some(two) = two else {
+            return Ok((one, None));
         };
         let apart = (two.x - one.x).norm_squared();
-        if apart * self.floor < T::of(1e-8) {
-            return Ok((one, None)); // both ended in the plane, in one point
-        }
         let (best, worst) = if one.chi2 <= two.chi2 {
             (one, two)
         } else {
@@ -393,6 +412,51 @@ impl<T: Real> Problem<T> {
         };
         let (chosen, other) = if first { (one, two) } else { (two, one) };
         Ok((chosen, Some(other.x)))
+    }
+
+    /// The minima on both sides of thin anchors, the first below; otherwise the only one.
+    /// `suspicious` asks for both even if the ranges leave no doubt, as faulty ranges may.
+    #[inline]
+    pub fn roots(
+        &self,
+        mask: u32,
+        suspicious: bool,
+    ) -> Result<(Minimum<T>, Option<Minimum<T>>), LocateError> {
+        let start = self.start(mask, suspicious)?;
+        let Some(normal) = start.normal else {
+            let found = self
+                .refine(mask, start.x)
+                .ok_or(LocateError::NotConverged)?;
+            return Ok((found, None));
+        };
+        // Refine both, each from its own side, the likelier first.
+        let offset = normal * start.depth;
+        let below = self.normal(mask, start.x - offset);
+        let above = self.normal(mask, start.x + offset);
+        let below_first = below.chi2 <= above.chi2;
+        let (first, second) = if below_first {
+            (below, above)
+        } else {
+            (above, below)
+        };
+        let first = self.descend(mask, first, T::infinity());
+        let limit = match first {
+            Some(m) if !suspicious => m.chi2 + T::of(4.0 * MIRROR_CHI2),
+            _ => T::infinity(),
+        };
+        let (first, second) = match (first, self.descend(mask, second, limit)) {
+            (Some(first), Some(second)) => (first, second),
+            (Some(m), None) | (None, Some(m)) => return Ok((m, None)),
+            (None, None) => return Err(LocateError::NotConverged),
+        };
+        if (second.x - first.x).norm_squared() * self.floor < T::of(1e-6) {
+            return Ok((first, None)); // one and the same
+        }
+        Ok(if below_first {
+            (first, Some(second))
+        } else {
+            (second, Some(first))
+        })
     }
 
     /// A minimum as the caller sees it.
@@ -436,7 +500,7 @@ impl<T: Real> Problem<T> {
     }
 
     /// Where refinement starts.
-    fn start(&self, mask: u32) -> Result<Start<T>, LocateError> {
+    fn start(&self, mask: u32, suspicious: bool) -> Result<Start<T>, LocateError> {
         let (zero, one, two, four) = (T::zero(), T::one(), T::of(2.0), T::of(4.0));
         // Known height: the problem is that of the shadows on the floor.
         let flatten = |t: &Term<T>| match self.height {
@@ -510,7 +574,7 @@ impl<T: Real> Problem<T> {
             // when s₁ > room / 2. And the linear equations know t₀ to 1 / √(s₁ Σw).
             let single = room < smallest && smallest > largest * T::of(0.01);
             let told = room * smallest * total > T::of(TOLD);
-            if !single && !told {
+            if suspicious || !(single || told) {
                 // Not into the plane itself: there the gradient across it vanishes.
                 let least = beta.abs() * T::of(1e-4) + T::of(MIN_SIGMA_M);
                 return Ok(Start {
@@ -544,7 +608,7 @@ impl<T: Real> Problem<T> {
             if !(next > low && next < high) {
                 next = (low + lambda) / two;
             }
-            let close = (next - lambda).abs() <= T::of(0.01) * four * smallest;
+            let close = (next - lambda).abs() <= T::of(0.03) * four * smallest;
             lambda = next;
             if close {
                 break;
@@ -569,6 +633,21 @@ impl<T: Real> Problem<T> {
         self.descend(mask, self.normal(mask, x), T::infinity())
     }
 
+    /// As [`Self::refine`], given up once a minimum above `limit` is foreseen.
+    pub fn refine_within(&self, mask: u32, x: Vector3<T>, limit: T) -> Option<Minimum<T>> {
+        self.descend(mask, self.normal(mask, x), limit)
+    }
+
+    /// The same problem with other weights.
+    pub fn with_terms<'b>(&self, terms: &'b [Term<T>]) -> Problem<'b, T> {
+        Problem {
+            origin: self.origin,
+            terms,
+            height: self.height,
+            floor: self.floor,
+        }
+    }
+
     /// Descends to the minimum next to `here`. `None` when the bound on evaluations is hit, or
     /// when the normal equations foresee a minimum above `limit`.
     fn descend(&self, mask: u32, mut here: Minimum<T>, limit: T) -> Option<Minimum<T>> {
@@ -584,11 +663,16 @@ impl<T: Real> Problem<T> {
             };
             let step = factor.solve(&here.gradient);
             let gain = here.gradient.dot(&step);
-            if here.chi2 - gain > limit {
-                return None;
+            if limit.is_finite() && damping <= T::zero() {
+                // The forecast is good but for the bend of the spheres, |step|² / (2 range).
+                let bend = step.norm_squared() * T::of(3.0) * (self.floor * load).sqrt();
+                let forecast = (here.chi2 - gain).max(T::zero()).sqrt() - bend;
+                if forecast > T::zero() && forecast * forecast > limit {
+                    return None;
+                }
             }
-            if gain <= T::of(1e-3) && gain >= T::zero() {
-                // A thirtieth of a standard deviation: what comes after is far smaller, and
+            if gain <= T::of(0.01) && gain >= T::zero() {
+                // A tenth of a standard deviation: what comes after is far smaller, and
                 // nothing but the position needs to be computed anew.
                 here.x += step;
                 here.chi2 = (here.chi2 - gain).max(T::zero());
@@ -627,14 +711,15 @@ impl<T: Real> Problem<T> {
             let d = x - t.anchor;
             // On the anchor itself there is no direction; this takes it as unknown.
             let distance = d.norm_squared().sqrt().max(T::of(1e-9));
-            let u = d / distance;
+            let inverse = T::one() / distance;
+            let u = d * inverse;
             let residual = t.range - distance;
             let pull = t.weight * residual;
             n.chi2 += pull * residual;
             n.squares += residual * residual;
             n.gradient += u * pull;
             n.info.add_outer(t.weight, &u);
-            let curve = pull / distance;
+            let curve = pull * inverse;
             n.hessian.add_outer(curve, &u);
             bend += curve;
         }

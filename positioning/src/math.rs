@@ -13,9 +13,13 @@ pub trait Real: RealField + Copy {
     fn as_f32(self) -> f32;
     /// Above every number.
     fn infinity() -> Self;
+    /// For constants.
+    const ZERO: Self;
 }
 
 impl Real for f32 {
+    const ZERO: Self = 0.0;
+
     fn infinity() -> Self {
         Self::INFINITY
     }
@@ -28,6 +32,8 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    const ZERO: Self = 0.0;
+
     fn infinity() -> Self {
         Self::INFINITY
     }

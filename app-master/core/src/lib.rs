@@ -27,7 +27,7 @@ use helio_battery::CellParams;
 use helio_battery::balance::{self, BalanceConfig};
 use helio_bus::{
     Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
-    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, SlaveState, State,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
@@ -81,6 +81,8 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     next_slave: Instant,
     next_tick: Instant,
     slave_cursor: usize,
+    /// Place at which the next orders that may wait are looked for.
+    order_cursor: usize,
     load_ppm: u32,
     latency_max_us: u32,
     counters: Counters,
@@ -150,6 +152,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             next_slave: Instant::ZERO + config.slave_period,
             next_tick: Instant::ZERO + TICK,
             slave_cursor: 0,
+            order_cursor: 0,
             load_ppm: 0,
             latency_max_us: 0,
             counters: Counters::default(),
@@ -208,8 +211,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = self.next_tick.min(self.next_pack).min(self.next_slave);
-        let link = self.link.poll_timeout();
-        [link, self.epoch_ends, self.tunnel.poll_timeout(), Some(own)]
+        // Clients of slaves are told of a timeout by `poll_smp`, a level check late at most.
+        [self.link.poll_timeout(), self.epoch_ends, Some(own)]
             .into_iter()
             .flatten()
             .min()
@@ -516,9 +519,10 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             seats,
             log,
             gate_wanted,
+            config,
             ..
         } = self;
-        strings.update(now, seats, *gate_wanted, |decision| {
+        strings.update(now, seats, &config.cell, *gate_wanted, |decision| {
             let (what, node) = match decision {
                 StringDecision::Isolated(node) => (What::Isolated, node),
                 StringDecision::Released(node) => (What::Released, node),
@@ -541,36 +545,29 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Whatever switches off goes out at once; of the others a few per tick, so that they do not
     /// crowd out measurements, which are less urgent on the bus.
     fn reconcile(&mut self) {
-        let mut patient = ORDERS_PER_TICK;
-        for (node, seat) in (1..=127).filter_map(NodeId::new).zip(&self.seats) {
-            if !seat.is_present() {
+        let mut may_wait = ORDERS_PER_TICK;
+        let start = self.order_cursor;
+        for k in 0..SEATS {
+            let place = (start + k) % SEATS.max(1);
+            let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
+            let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
                 continue;
-            }
-            let isolate = self
-                .isolate_wanted
-                .get(node.index())
-                .copied()
-                .unwrap_or(false);
+            };
+            let isolate = self.isolate_wanted.get(place).copied().unwrap_or(false);
             let gate = !isolate && self.strings.may_conduct(node);
-            let summary = &seat.summary;
-            let mut order = |order: Order| {
-                self.link.command(Command {
-                    to: Some(node),
-                    order,
-                })
+            let Some((order, urgent)) = seat.order(isolate, gate) else {
+                continue;
             };
-            let sent = if isolate != (summary.state == SlaveState::Isolated) {
-                order(Order::Isolate(isolate))
-            } else if gate != summary.gate_on && summary.state != SlaveState::Init {
-                order(Order::Gate(gate))
-            } else if seat.balance_mask != 0 || summary.balancing {
-                // Repeated while it lasts: a slave stops bleeding when it hears nothing.
-                order(Order::Balance(seat.balance_mask))
-            } else {
-                Ok(())
-            };
-            // The next tick orders the rest.
-            if sent == Err(Busy) {
+            if !urgent {
+                if may_wait == 0 {
+                    continue;
+                }
+                may_wait -= 1;
+                self.order_cursor = place + 1;
+            }
+            let to = Some(node);
+            // The next tick orders what does not fit the queue.
+            if self.link.command(Command { to, order }).is_err() {
                 return;
             }
         }
@@ -691,6 +688,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             self.left.pop_front();
         }
         self.tunnel.handle_timeout(now, answer)
+    }
+
+    /// Whether an answer under this ticket may still come from [`Self::poll_smp`].
+    pub fn is_waiting(&self, ticket: u32) -> bool {
+        self.tunnel.is_waiting(ticket)
     }
 
     /// Passes a request on to a slave.

@@ -130,7 +130,7 @@ const TAIL: usize = 8;
 fn diagnostics(e: &mut Body<'_>, protection: &Protection, from: u8) -> Written {
     e.map(3)?;
     e.str("frames")?;
-    let mut frames = protection.freeze_frames();
+    let mut frames = protection.diagnostics().freeze_frames();
     list(e, TAIL, |e, _| match frames.next() {
         Some(frame) => freeze_frame(e, frame).map(|()| true),
         None => Ok(false),
@@ -162,9 +162,9 @@ fn event(e: &mut Body<'_>, protection: &Protection, code: Code) -> Written {
     e.u8(code.get())?.str(kind)?.str(severity)?;
     e.bool(protection.is_active(code))?.u16(record.count)?;
     e.u8(record.index)?.i32(record.value)?;
-    e.u64(record.first.as_millis())?
-        .u64(record.last.as_millis())?;
-    e.u64(record.cleared.as_millis())?.ok()
+    e.u64(record.first.at.as_millis())?
+        .u64(record.last.at.as_millis())?;
+    e.u64(record.cleared.at.as_millis())?.ok()
 }
 
 fn freeze_frame(e: &mut Body<'_>, frame: &FreezeFrame) -> Written {

@@ -1,7 +1,9 @@
 //! Measures what issue "Positioning" asks for, each line with its goal and its confidence.
 //! `cargo run --release` runs all; arguments select parts by name.
 
+mod integrity;
 mod lateration;
+mod robust;
 mod world;
 
 fn main() {
@@ -11,6 +13,8 @@ fn main() {
         ("speed", lateration::speed),
         ("ceilings", lateration::ceilings),
         ("fuzz", lateration::fuzz),
+        ("reflections", robust::reflections),
+        ("integrity", integrity::integrity),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {

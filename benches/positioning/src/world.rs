@@ -34,7 +34,12 @@ impl World {
         std::array::from_fn(|k| self.uniform(low[k], high[k]))
     }
 
-    pub fn ranges(&mut self, tag: [f64; 3], anchors: &[[f64; 3]], sigma: f64) -> Vec<RangeObs<f64>> {
+    pub fn ranges(
+        &mut self,
+        tag: [f64; 3],
+        anchors: &[[f64; 3]],
+        sigma: f64,
+    ) -> Vec<RangeObs<f64>> {
         let range = |&anchor_m: &[f64; 3]| RangeObs {
             anchor_m,
             range_m: (distance(tag, anchor_m) + sigma * self.normal()).max(0.0),
@@ -59,15 +64,15 @@ pub const SPREAD: [[f64; 3]; 6] = [
     [5.0, 8.0, 1.2],
 ];
 
-/// Eight anchors in the corners of a 10 x 8 x 3 m room, heights uneven.
+/// Eight anchors in the corners of a 8 x 8 x 4 m hall, heights uneven.
 pub const CORNERS: [[f64; 3]; 8] = [
-    [0.0, 0.0, 2.9],
-    [10.0, 0.0, 2.6],
-    [10.0, 8.0, 2.8],
-    [0.0, 8.0, 2.7],
-    [0.0, 0.0, 0.3],
-    [10.0, 0.0, 0.5],
-    [10.0, 8.0, 0.2],
+    [0.0, 0.0, 4.0],
+    [8.0, 0.0, 3.7],
+    [8.0, 8.0, 3.9],
+    [0.0, 8.0, 3.6],
+    [0.0, 0.0, 0.0],
+    [8.0, 0.0, 0.3],
+    [8.0, 8.0, 0.1],
     [0.0, 8.0, 0.4],
 ];
 

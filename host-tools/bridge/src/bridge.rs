@@ -99,6 +99,7 @@ pub async fn run(config: Config, source: impl Source, health: watch::Sender<Heal
         boot: 0,
         due: Due::default(),
         under_way: VecDeque::new(),
+        down: None,
     };
     let mut tick = interval(STATUS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,6 +128,8 @@ struct Bridge {
     due: Due,
     /// Whether the outbox waits for this acknowledgement, oldest first.
     under_way: VecDeque<bool>,
+    /// Why there is no connection.
+    down: Option<String>,
 }
 
 /// What has to be said besides the outbox.
@@ -156,6 +159,7 @@ impl Bridge {
     fn handle_signal(&mut self, signal: Signal) {
         match signal {
             Signal::Up => {
+                self.down = None;
                 self.presence.online = true;
                 self.presence.connections += 1;
                 // A new broker has retained nothing.
@@ -167,8 +171,10 @@ impl Bridge {
                 tracing::info!("connected to the broker");
             }
             Signal::Down(why) => {
-                if std::mem::take(&mut self.presence.online) {
-                    tracing::warn!("lost the broker: {why}");
+                self.presence.online = false;
+                if self.down.as_ref() != Some(&why) {
+                    tracing::warn!("the broker is out of reach: {why}");
+                    self.down = Some(why);
                 }
                 self.under_way.clear();
                 self.outbox.handle_disconnect();
@@ -215,7 +221,9 @@ impl Bridge {
             }
             Fetched::Map(map) => {
                 let map = json(&map)?;
-                if self.map.as_ref() != Some(&map) {
+                if map.len() > Session::MAX_PAYLOAD {
+                    tracing::warn!("the map is too long to be published: {} bytes", map.len());
+                } else if self.map.as_ref() != Some(&map) {
                     self.map = Some(map);
                     self.due.map = true;
                 }

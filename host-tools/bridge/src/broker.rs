@@ -24,17 +24,18 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::mqtt::Session;
 use crate::pki::{self, Credentials};
 
 /// A handshake, and then a CONNECT, must be over after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many may be connected at once; one more waits.
 const CONNECTIONS: usize = 128;
-/// Longest message either way, and longest CONNECT.
-const MAX_PACKET: usize = 64 * 1024;
+/// Longest CONNECT: client id and will.
+const MAX_CONNECT: usize = 4 * 1024;
 /// What `rumqttd` keeps per subscription: this many segments of this many bytes.
-const SEGMENTS: usize = 8;
-const SEGMENT_BYTES: usize = 256 * 1024;
+const SEGMENTS: usize = 4;
+const SEGMENT_BYTES: usize = 512 * 1024;
 const USER: &str = "door";
 
 /// A broker that has its port and its certificate; [`Broker::run`] opens it.
@@ -131,7 +132,7 @@ async fn read_packet(from: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>> {
         }
         ensure!(shift < 21, "the first packet has no length");
     }
-    ensure!(length <= MAX_PACKET, "the first packet is too long");
+    ensure!(length <= MAX_CONNECT, "the first packet is too long");
     let header = packet.len();
     packet.resize(header + length, 0);
     if let Some(body) = packet.get_mut(header..) {
@@ -215,7 +216,7 @@ fn rumqttd_config(listen: SocketAddr, password: &str) -> rumqttd::Config {
         next_connection_delay_ms: 1,
         connections: ConnectionSettings {
             connection_timeout_ms: 5_000,
-            max_payload_size: MAX_PACKET,
+            max_payload_size: Session::MAX_PACKET,
             max_inflight_count: 200,
             auth: Some(HashMap::from([(USER.into(), password.into())])),
             external_auth: None,

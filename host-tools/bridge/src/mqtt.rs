@@ -100,8 +100,10 @@ enum Told {
 impl Session {
     /// Publications handed over and not yet acknowledged, at most.
     pub const WINDOW: usize = 100;
-    /// Longest message.
-    pub const MAX_PACKET: u32 = 64 * 1024;
+    /// Longest message; a map of 2000 anchors has some 90 000 bytes.
+    pub const MAX_PACKET: usize = 256 * 1024;
+    /// Longest payload; topic and header take the rest.
+    pub const MAX_PAYLOAD: usize = Self::MAX_PACKET - 1024;
 
     /// Starts to connect; `filter` is subscribed to on each connection.
     pub fn start(to: &Endpoint, client_id: &str, filter: &str, will: Option<Will>) -> Self {
@@ -111,7 +113,7 @@ impl Session {
             .set_keep_alive(Duration::from_secs(5))
             .set_clean_start(true)
             .set_connection_timeout(5)
-            .set_max_packet_size(Some(Self::MAX_PACKET))
+            .set_max_packet_size(Some(Self::MAX_PACKET as u32))
             // The table of packet ids is allocated in full.
             .set_outgoing_inflight_upper_limit(2 * Self::WINDOW as u16);
         if let Some(will) = will {
@@ -177,9 +179,13 @@ impl Session {
         }
     }
 
-    /// Publishes with QoS 1. An error when there is no [`Self::room`].
+    /// Publishes with QoS 1. An error when there is no [`Self::room`] or the payload is too long.
     pub fn publish(&mut self, topic: String, retain: bool, payload: Bytes) -> Result<()> {
         ensure!(self.room() > 0, "not connected, or too much under way");
+        ensure!(
+            payload.len() <= Self::MAX_PAYLOAD,
+            "{topic}: message too long"
+        );
         self.client
             .try_publish(topic, QoS::AtLeastOnce, retain, payload)?;
         self.unacked += 1;

@@ -1,2 +1,94 @@
-//! Placeholder.
-fn main() {}
+//! `helio`: reads the command line, calls the room that does the work, prints, and exits with
+//!
+//! | code | |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | it was tried and failed |
+//! | 2 | the input is wrong: arguments, a file, a port in use; the message says what to change |
+
+mod bridge;
+mod broker;
+mod demo;
+mod replay;
+mod sim;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Heliograph: distributed control of battery packs and optical positioning.
+#[derive(Parser)]
+#[command(
+    version,
+    about,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the whole plant in real time: slaves, bus, master, broker, bridge and a live page.
+    Demo(demo::Args),
+    /// Run a scenario in virtual time and report.
+    Sim(sim::Args),
+    /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
+    #[command(subcommand)]
+    Replay(replay::Command),
+    /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
+    Bridge(bridge::Args),
+    /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
+    Broker(broker::Args),
+}
+
+/// An error that the user can mend: exit code 2.
+#[derive(Debug)]
+pub struct BadInput(String);
+
+impl BadInput {
+    /// `what` is one sentence: where, what is wrong, what to do.
+    pub fn new(what: impl std::fmt::Display) -> Self {
+        Self(what.to_string())
+    }
+}
+
+impl std::fmt::Display for BadInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadInput {}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HELIO_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,rumqttd=off"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let done = match Cli::parse().command {
+        Command::Demo(args) => demo::run(args),
+        Command::Sim(args) => sim::run(args),
+        Command::Replay(command) => replay::run(command),
+        Command::Bridge(args) => bridge::run(args),
+        Command::Broker(args) => broker::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("helio: {e:#}");
+            let bad_input = e.chain().any(|cause| {
+                cause.is::<BadInput>()
+                    || cause.is::<helio_sim::scenario::InputError>()
+                    || cause
+                        .downcast_ref::<std::io::Error>()
+                        .is_some_and(|io| io.kind() == std::io::ErrorKind::AddrInUse)
+            });
+            ExitCode::from(if bad_input { 2 } else { 1 })
+        }
+    }
+}

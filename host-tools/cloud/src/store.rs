@@ -189,6 +189,11 @@ impl Store {
         self.online = online;
     }
 
+    /// As last told by [`Self::handle_online`].
+    pub fn online(&self) -> bool {
+        self.online
+    }
+
     /// Takes in what the broker delivered. `false`: it was not for us or not to be understood.
     pub fn handle_message(&mut self, now: Instant, topic: &str, payload: &[u8]) -> bool {
         let Some((site, name, rest)) = Topics::split(topic) else {
@@ -375,6 +380,7 @@ impl Master {
             let what = EventRecord {
                 what: "lost".into(),
                 node: None,
+                uid: None,
                 severity: Some(Severity::Warn),
                 code: None,
                 index: None,

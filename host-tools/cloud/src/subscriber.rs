@@ -34,6 +34,7 @@ pub async fn run(site: &str, client_id: &str, broker: &Endpoint, store: Shared) 
     );
     let filter = format!("heliograph/{site}/#");
     let mut session = Session::start(broker, client_id, &filter, None);
+    let mut down = None;
     loop {
         let due = store.lock().poll_timeout();
         let wait = match due {
@@ -56,10 +57,14 @@ pub async fn run(site: &str, client_id: &str, broker: &Endpoint, store: Shared) 
             Some(Signal::Up) => {
                 tracing::info!("subscribed to {filter}");
                 store.handle_online(true);
+                down = None;
             }
             Some(Signal::Down(why)) => {
-                tracing::warn!("lost the broker: {why}");
                 store.handle_online(false);
+                if down.as_ref() != Some(&why) {
+                    tracing::warn!("the broker is out of reach: {why}");
+                    down = Some(why);
+                }
             }
             Some(Signal::Acked) | None => {}
         }

@@ -119,12 +119,15 @@ fn endpoint(dir: &Path, port: u16, party: &str) -> Endpoint {
     }
 }
 
-/// Waits as long as it takes; a test that hangs here says at least for what.
 async fn until(what: &str, mut is: impl FnMut() -> bool) {
     println!("waiting until {what}");
-    while !is() {
+    for _ in 0..6_000 {
+        if is() {
+            return;
+        }
         sleep(Duration::from_millis(20)).await;
     }
+    panic!("two minutes, and not yet: {what}");
 }
 
 async fn nothing_is_missing_after_kills(start: impl FnOnce(PathBuf, u16) -> Killable) {

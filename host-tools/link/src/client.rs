@@ -589,3 +589,36 @@ impl<'de> Deserialize<'de> for Octets {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_a_peer_says_is_an_answer_or_an_error(
+            start in vec(any::<u8>(), 0..9),
+            body in vec(prop_oneof![
+                any::<u8>(),
+                prop::sample::select(b"\xa1\xa2\xbf\xff\x62\x63\x9f\xf6rcergoup".to_vec()),
+            ], 0..40),
+        ) {
+            let datagram = [&start[..], &body].concat();
+            let asked = Header {
+                op: Op::Read,
+                version: Version::V2,
+                flags: 0,
+                length: 0,
+                group: 64,
+                seq: 1,
+                id: 1,
+            };
+            if let Some(body) = matching(&datagram, &asked) {
+                prop_assert_eq!(datagram.len(), Header::SIZE + body.len());
+            }
+            let _ = refusal(&body);
+        }
+    }
+}

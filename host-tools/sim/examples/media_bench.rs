@@ -1,8 +1,9 @@
 //! What the media cost: prints nanoseconds per frame. Run with `--release`.
 
-use helio_bus::{CanFrame, CanId, Mailbox};
+use helio_bus::{BusKind, CanFrame, CanId, MAX_SERIAL, Mailbox, SerialSignal};
 use helio_sim::media::can::{CanBus, CanEvent, CanTiming};
-use helio_units::Instant;
+use helio_sim::media::rs485::{Line, LineEvent, LineTiming};
+use helio_units::{Duration, Instant};
 
 /// A master and 32 slaves, each with a frame pending whenever the last one is out: the bus is
 /// always full and every arbitration has 33 candidates.
@@ -58,7 +59,39 @@ fn saturated_can(name: &str, nominal: u32, data: u32, fd: bool, len: usize, loss
     );
 }
 
+/// 33 slots of 48 characters each, back to back.
+fn full_rs485() {
+    let timing = LineTiming::of(BusKind::Rs485At4M).expect("a serial bus");
+    let mut line = Line::new(timing, 1);
+    let ports: Vec<_> = (0..33).filter_map(|_| line.attach()).collect();
+    let signal = SerialSignal::Bytes {
+        buffer: [0x5a; MAX_SERIAL],
+        len: 48,
+    };
+    let (runs, slot) = (300_000, Duration::from_micros(121));
+    let (mut received, mut now) = (0, Instant::ZERO);
+    let begin = std::time::Instant::now();
+    for i in 0..runs {
+        line.transmit(ports[i % ports.len()], now, &signal, 0)
+            .expect("its last slot is over");
+        now += slot;
+        while let Some(due) = line.poll_timeout().filter(|&due| due < now) {
+            line.handle_timeout(due, &mut |event| {
+                if let LineEvent::Bytes { damaged: 0, .. } = event {
+                    received += 1;
+                }
+            });
+        }
+    }
+    let ns = begin.elapsed().as_nanos() as f64 / runs as f64;
+    println!(
+        "{:<28} {ns:7.0} ns/run, {received} of {runs} runs whole",
+        "rs485-4m, 48 bytes"
+    );
+}
+
 fn main() {
+    full_rs485();
     saturated_can("can-1m, 8 bytes", 1_000_000, 1_000_000, false, 8, 0.0);
     saturated_can(
         "can-1m, 8 bytes, loss 1e-3",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use helio_battery::{CellModel, CellParams, MAX_CELLS, MAX_TEMPS, Sample};
 use helio_bus::MAX_ANCHORS;
-use helio_units::{DeciCelsius, Instant, Milliamps, Millimetres, Millivolts, TagId};
+use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millimetres, Millivolts, TagId};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -188,8 +188,10 @@ impl Group {
                 cells,
                 stepped,
             } => {
-                let dt = now.since(*stepped);
-                *stepped = now;
+                // Whole milliseconds, the rest next time: a cell looks its parameters up again
+                // whenever the length of its step changes.
+                let dt = Duration::from_millis(now.since(*stepped).as_millis());
+                *stepped += dt;
                 for (n, (cell, place)) in cells.iter_mut().zip(&mut sample.cells).enumerate() {
                     let bleed = if self.bleeding >> n & 1 == 1 {
                         BLEED_MA
@@ -445,33 +447,44 @@ impl Clock {
     /// What the crystal shows.
     pub fn local(self, t: Instant) -> Instant {
         let t = t.as_nanos();
-        Instant::from_nanos(t.saturating_add_signed(scale(t, self.ppb)))
+        Instant::from_nanos(t.saturating_add_signed(self.drift(t)))
     }
 
     /// The first moment at which the crystal shows `local` or later.
     pub fn global(self, local: Instant) -> Instant {
         let l = local.as_nanos();
-        let guess = i128::from(l) * 1_000_000_000 / i128::from(1_000_000_000 + self.ppb);
-        let mut t = u64::try_from(guess).unwrap_or(u64::MAX);
+        // Wrong by the drift of the drift, which is a few nanoseconds in an hour.
+        let mut t = l.saturating_add_signed(-self.drift(l));
         while self.local(Instant::from_nanos(t)) < local && t < u64::MAX {
-            t += 1;
+            let short = local.since(self.local(Instant::from_nanos(t))).as_nanos();
+            t = t.saturating_add(short);
         }
         while t > 0 && self.local(Instant::from_nanos(t - 1)) >= local {
-            t -= 1;
+            let far = self
+                .local(Instant::from_nanos(t - 1))
+                .since(local)
+                .as_nanos();
+            t -= 1 + far / 2;
         }
         Instant::from_nanos(t)
     }
-}
 
-fn scale(t: u64, ppb: i64) -> i64 {
-    // 128 bits: a year in nanoseconds times 100 000 ppb does not fit 64.
-    i64::try_from(i128::from(t) * i128::from(ppb) / 1_000_000_000).unwrap_or(0)
+    /// How far it has run ahead after `t` nanoseconds.
+    fn drift(self, t: u64) -> i64 {
+        const BILLION: i64 = 1_000_000_000;
+        // Fits 64 bits for a day and a half at 50 ppm; beyond that seconds and rest go apart.
+        match i64::try_from(t).ok().and_then(|t| t.checked_mul(self.ppb)) {
+            Some(product) => product / BILLION,
+            None => {
+                (t / BILLION as u64) as i64 * self.ppb
+                    + (t % BILLION as u64) as i64 * self.ppb / BILLION
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use helio_units::Duration;
-
     use super::*;
 
     #[test]

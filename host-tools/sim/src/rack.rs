@@ -119,8 +119,6 @@ struct Unit {
     group: Group,
     alive: bool,
     gate_on: bool,
-    /// Moment at which the core wants to be called, world's time.
-    due: Instant,
     /// The sample being decided on.
     sampled_at: Instant,
     /// Luminaires that shine.
@@ -149,11 +147,12 @@ impl Unit {
     fn global(&self, local: Instant) -> Instant {
         self.booted + self.clock.global(local).since(Instant::ZERO)
     }
-    fn refresh(&mut self) {
-        self.due = match self.core.poll_timeout() {
+    /// Moment at which the core wants to be called, world's time.
+    fn due(&self) -> Instant {
+        match self.core.poll_timeout() {
             Some(local) if self.alive => self.global(local),
             _ => Instant::MAX,
-        };
+        }
     }
 }
 
@@ -179,6 +178,8 @@ pub struct Rack {
     master_due: Instant,
     master_alive: bool,
     units: Vec<Unit>,
+    /// When each unit wants to be called; apart from the units, because it is looked at all the time.
+    due: Vec<Instant>,
     closed: Vec<bool>,
     load: Load,
     room: Room,
@@ -248,7 +249,8 @@ impl Rack {
             topology: Topology {
                 expected,
                 strings: plan.strings,
-                match_mv: 2_000,
+                // 20 mV a cell for a string of 256.
+                match_mv: 5_000,
                 settle: Duration::from_millis(500),
             },
             cell: plan.cell,
@@ -282,7 +284,6 @@ impl Rack {
                     alive: true,
                     gate_on: false,
                     lit: u16::MAX,
-                    due: booted,
                     sampled_at: booted,
                     fault_at: None,
                     tripped: false,
@@ -333,6 +334,7 @@ impl Rack {
             inbox: Vec::new(),
             lines: Vec::new(),
             stats: Stats::default(),
+            due: units.iter().map(|u| u.booted).collect(),
             units,
             plan: settings,
         }
@@ -365,6 +367,11 @@ impl Rack {
         Some((due.ticket, due.length))
     }
 
+    /// Whether an answer under this ticket may still come.
+    pub fn is_waiting(&self, ticket: u32) -> bool {
+        self.master_alive && self.master.is_waiting(ticket)
+    }
+
     /// Lets everything happen that happens until then.
     pub fn run_until(&mut self, end: Instant) {
         loop {
@@ -373,9 +380,7 @@ impl Rack {
             if let Some((at, ..)) = self.faults.last() {
                 now = now.min(*at);
             }
-            for unit in &self.units {
-                now = now.min(unit.due);
-            }
+            now = self.due.iter().fold(now, |now, &due| now.min(due));
             if now > end {
                 self.now = self.now.max(end);
                 return;
@@ -403,8 +408,8 @@ impl Rack {
             self.drain_master();
         }
         for i in 0..self.units.len() {
-            let unit = &mut self.units[i];
-            if unit.due <= now {
+            if self.due[i] <= now {
+                let unit = &mut self.units[i];
                 let local = unit.local(now);
                 unit.core.handle_timeout(local);
                 self.drain(i);
@@ -721,7 +726,7 @@ impl Rack {
                 }
             }
         }
-        unit.refresh();
+        self.due[i] = unit.due();
         if switched {
             self.refresh_strings();
         }
@@ -869,7 +874,7 @@ impl Rack {
         unit.overwritten += unit.core.link().stats().overwritten;
         unit.alive = false;
         unit.gate_on = false;
-        unit.due = Instant::MAX;
+        self.due[i] = Instant::MAX;
         unit.group.set_bleeding(0);
         self.bus.kill(self.now, unit.port);
         self.refresh_strings();
@@ -883,7 +888,7 @@ impl Rack {
         unit.booted = self.now;
         unit.alive = true;
         unit.tripped = false;
-        unit.due = self.now;
+        self.due[i] = self.now;
         self.bus.revive(self.now, unit.port);
     }
 

@@ -26,6 +26,8 @@ const BATCH: usize = 8;
 pub struct Control {
     /// No further records.
     pub stopped: Arc<AtomicBool>,
+    /// Starts anew.
+    pub restart: Arc<AtomicBool>,
     /// Number of the newest record.
     pub made: Arc<AtomicU64>,
 }
@@ -137,6 +139,7 @@ impl Plant {
             temp_max_dc: (1..=SLAVES).map(|n| Self::temp_dc(n, 0, t)).max(),
             members: 31,
             expected: 32,
+            ..Pack::default()
         }
     }
 
@@ -159,6 +162,7 @@ impl Plant {
         EventRecord {
             what: what.into(),
             node,
+            uid: None,
             severity: Some(severity),
             code: None,
             index: None,
@@ -183,6 +187,9 @@ impl Plant {
 
     /// Ticks of 25 ms: each slave twice, each tag five times, the pack four times a second.
     fn advance(&mut self) {
+        if self.control.restart.swap(false, Ordering::Relaxed) {
+            *self = Self::new(&self.name, self.control.clone());
+        }
         if self.control.stopped.load(Ordering::Relaxed) {
             return;
         }

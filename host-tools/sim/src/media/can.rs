@@ -401,8 +401,9 @@ impl CanBus {
         while let Some(due) = self.due
             && due <= now
         {
-            match self.run.take() {
-                Some(run) => self.advance(run, due, sink),
+            match &self.run {
+                Some(run) if run.deliver.is_some() => self.deliver(due, sink),
+                Some(_) => self.end(due, sink),
                 None => {
                     self.recover_due(due, sink);
                     if self.next_start.is_some_and(|start| start <= due) {
@@ -790,29 +791,34 @@ impl CanBus {
         run.deliver = None;
     }
 
-    /// The next thing that happens to the frame on the wire.
-    fn advance(&mut self, mut run: Run, at: Instant, sink: &mut impl FnMut(CanEvent)) {
+    /// Receivers have seen enough.
+    fn deliver(&mut self, at: Instant, sink: &mut impl FnMut(CanEvent)) {
+        let Some(run) = &mut self.run else { return };
+        run.deliver = None;
+        run.delivered = true;
         let others = self.online.without(run.senders).without(run.quitters);
-        if run.deliver.take().is_some() {
-            run.delivered = true;
-            let lost: PortSet = self
-                .lossy
-                .and(others)
-                .into_iter()
-                .filter(|port| self.rng.next_u64() < self.controllers[port.index()].receive_loss)
-                .collect();
-            self.credit_receivers(others, at, sink);
-            sink(CanEvent::Delivered {
-                frame: run.frame,
-                meta: run.meta,
-                from: run.from,
-                receivers: others.without(lost),
-                started: run.start,
-                at,
-            });
-            self.run = Some(run);
-            return;
+        let mut event = CanEvent::Delivered {
+            frame: run.frame,
+            meta: run.meta,
+            from: run.from,
+            receivers: others,
+            started: run.start,
+            at,
+        };
+        for port in self.lossy.and(others) {
+            let lost = self.rng.next_u64() < self.controllers[port.index()].receive_loss;
+            if let (CanEvent::Delivered { receivers, .. }, true) = (&mut event, lost) {
+                receivers.remove(port);
+            }
         }
+        self.credit_receivers(others, at, sink);
+        sink(event);
+    }
+
+    /// The frame on the wire is over, well or not.
+    fn end(&mut self, at: Instant, sink: &mut impl FnMut(CanEvent)) {
+        let Some(run) = self.run.take() else { return };
+        let others = self.online.without(run.senders).without(run.quitters);
         self.idle = run.idle;
         self.stats.busy = self.stats.busy + run.idle.since(run.start);
         match run.error {
@@ -1188,6 +1194,200 @@ mod tests {
         assert_eq!(bus.error_counters(p[0]), (127, 0));
         assert_eq!(bus.error_counters(p[1]), (135, 0));
         assert_eq!(bus.state(p[1]), ControllerState::Passive);
+    }
+
+    #[test]
+    fn a_lone_sender_repeats_for_ever_without_going_bus_off() {
+        let (mut bus, p) = bus(2);
+        bus.kill(at(0), p[1]);
+        send(&mut bus, 0, p[0], &frame(0, &[]));
+        let events = run(&mut bus, 20_000);
+        let errors: Vec<u64> = short(&events)
+            .into_iter()
+            .filter_map(|(c, at)| (c == '!').then_some(at))
+            .collect();
+        // ACK slot is bit 41; flag, delimiter and intermission are 17 bits.
+        assert_eq!(errors[..3], [42, 42 + 59, 42 + 2 * 59]);
+        // Passive from the 16th on: suspended for 8 bits more.
+        assert_eq!(errors[16] - errors[15], 59 + 8);
+        assert_eq!(bus.error_counters(p[0]), (128, 0));
+        assert_eq!(bus.state(p[0]), ControllerState::Passive);
+        bus.revive(at(20_000), p[1]);
+        let events = run(&mut bus, 21_000);
+        assert_eq!(senders(&events), [0]);
+        assert_eq!(bus.error_counters(p[0]), (127, 0));
+        assert_eq!(bus.state(p[0]), ControllerState::Active);
+    }
+
+    #[test]
+    fn a_passive_sender_lets_a_later_frame_of_lower_urgency_go_first() {
+        let (mut bus, p) = bus(3);
+        bus.corrupt_next(20);
+        send(&mut bus, 0, p[0], &frame(0, &[]));
+        run(&mut bus, 5_000);
+        assert_eq!(bus.state(p[0]), ControllerState::Passive);
+        assert_eq!(bus.error_counters(p[0]), (159, 0));
+        send(&mut bus, 6_000, p[0], &frame(0, &[]));
+        run(&mut bus, 6_000);
+        bus.submit(at(6_001), p[0], Mailbox::Urgent, &frame(1, &[]), 0)
+            .expect("free");
+        send(&mut bus, 6_054, p[1], &frame(0x7ff, &[]));
+        assert_eq!(senders(&run(&mut bus, 10_000)), [0, 1, 0]);
+    }
+
+    #[test]
+    fn bus_off_ends_after_128_recessive_runs() {
+        let (mut bus, p) = bus(3);
+        bus.corrupt_next(32);
+        send(&mut bus, 0, p[0], &frame(0, &[]));
+        let events = run(&mut bus, 2_000);
+        let Some(CanEvent::State { state, at: off, .. }) = events.last() else {
+            panic!("32 errors are enough")
+        };
+        assert_eq!(*state, ControllerState::BusOff);
+        assert!(!bus.is_free(p[0], Mailbox::Cyclic));
+        // Flag, then the first recessive run: delimiter and intermission. The frame of 53 bits in
+        // between has but one recessive run, at its end, and breaks another one off.
+        let runs_from = off.as_micros() + 6;
+        send(&mut bus, runs_from + 3 * 11 + 5, p[1], &frame(0, &[]));
+        let events = run(&mut bus, 60_000);
+        let back = runs_from + 128 * 11 + 53 - 11 + 5;
+        assert_eq!(senders(&events), [1]);
+        assert_eq!(short(&events).last(), Some(&('s', back)));
+        assert_eq!(bus.error_counters(p[0]), (0, 0));
+        assert!(bus.is_free(p[0], Mailbox::Cyclic), "its frame is gone");
+    }
+
+    #[test]
+    fn manual_recovery_waits_to_be_asked() {
+        let (mut bus, p) = bus(2);
+        bus.set_manual_recovery(p[0], true);
+        bus.corrupt_next(32);
+        send(&mut bus, 0, p[0], &frame(0, &[]));
+        run(&mut bus, 100_000);
+        assert_eq!(bus.state(p[0]), ControllerState::BusOff);
+        let refused = bus.submit(at(100_000), p[0], Mailbox::Urgent, &frame(0, &[]), 0);
+        assert_eq!(refused, Err(SubmitError::Offline));
+        bus.recover(at(100_000), p[0]);
+        assert_eq!(short(&run(&mut bus, 200_000)), [('s', 100_000 + 1408)]);
+    }
+
+    #[test]
+    fn an_error_in_the_last_bit_delivers_the_frame_twice() {
+        let mut twice = 0;
+        for seed in 0..200 {
+            let timing = CanTiming::new(1_000_000, 1_000_000).expect("whole nanoseconds");
+            let mut bus = CanBus::new(timing, seed);
+            let p = [bus.attach().expect("room"), bus.attach().expect("room")];
+            bus.corrupt_next(1);
+            send(&mut bus, 0, p[0], &frame(0, &[]));
+            let events = run(&mut bus, 1_000);
+            match short(&events)[..] {
+                [('>', 49), ('!', 50), ('>', _), ('.', _)] => {
+                    twice += 1;
+                    assert_eq!(bus.error_counters(p[1]), (0, 0), "receivers saw no error");
+                }
+                [('!', _), ('>', _), ('.', _)] => {}
+                ref other => panic!("{other:?}"),
+            }
+            assert_eq!(bus.error_counters(p[0]), (7, 0));
+        }
+        // One bit of the 37 behind the arbitration field.
+        assert!((1..20).contains(&twice), "{twice}");
+    }
+
+    #[test]
+    fn a_lossy_receiver_is_left_out_and_nobody_else() {
+        let (mut bus, p) = bus(3);
+        bus.set_receive_loss(p[2], 0.5);
+        let mut lost = 0;
+        for i in 0..400 {
+            send(&mut bus, i * 100, p[0], &frame(0, &[]));
+            let events = run(&mut bus, i * 100 + 99);
+            let CanEvent::Delivered { receivers, .. } = events[0] else {
+                panic!("delivered first")
+            };
+            assert!(receivers.contains(p[1]));
+            lost += usize::from(!receivers.contains(p[2]));
+        }
+        assert!((150..250).contains(&lost), "{lost}");
+        assert_eq!(bus.stats(at(50_000)).errors, 0);
+    }
+
+    #[test]
+    fn what_is_on_the_wire_cannot_be_taken_back() {
+        let (mut bus, p) = bus(2);
+        send(&mut bus, 0, p[0], &frame(1, &[]));
+        run(&mut bus, 0);
+        bus.submit(at(1), p[0], Mailbox::Urgent, &frame(0, &[]), 5)
+            .expect("free");
+        assert_eq!(bus.abort(p[0], Mailbox::Cyclic), None);
+        assert_eq!(bus.abort(p[0], Mailbox::Urgent), Some((frame(0, &[]), 5)));
+        assert_eq!(senders(&run(&mut bus, 1_000)), [0]);
+        // Taken back before it starts, it leaves the start to others or to nobody.
+        send(&mut bus, 1_000, p[0], &frame(1, &[]));
+        assert!(bus.abort(p[0], Mailbox::Cyclic).is_some());
+        assert_eq!(run(&mut bus, 2_000), []);
+        assert_eq!(bus.poll_timeout(), None);
+    }
+
+    #[test]
+    fn fd_data_goes_at_the_data_rate_and_the_rest_does_not() {
+        let (mut bus, p) = bus(2);
+        let data = CanFrame::new(CanId::Standard(0x555), true, &[0x55; 64]).expect("valid");
+        send(&mut bus, 0, p[0], &data);
+        // No run of five: 17 + 9 nominal bits; ESI, DLC, data, CRC field and delimiter fast.
+        let end = 26 * 1_000 + (5 + 512 + 32 + 1) * 200;
+        let events = run(&mut bus, 10_000);
+        let CanEvent::Sent { at: sent, .. } = events[1] else {
+            panic!("sent second")
+        };
+        assert_eq!(sent, Instant::from_nanos(end));
+        // The next boundary counts from there, not from zero.
+        bus.submit(
+            Instant::from_nanos(end + 10_500),
+            p[1],
+            Mailbox::Urgent,
+            &data,
+            0,
+        )
+        .expect("free");
+        assert_eq!(bus.poll_timeout(), Some(Instant::from_nanos(end + 11_000)));
+    }
+
+    #[test]
+    fn a_classic_and_an_fd_frame_of_one_identifier_collide() {
+        let (mut bus, p) = bus(3);
+        send(&mut bus, 0, p[0], &frame(0x123, &[]));
+        let fd = CanFrame::new(CanId::Standard(0x123), true, &[]).expect("valid");
+        send(&mut bus, 0, p[1], &fd);
+        let events = run(&mut bus, 60);
+        // SOF, 11 identifier bits, RTR, IDE, then FDF is recessive against r0: bit 14.
+        assert_eq!(short(&events)[0], ('!', 15));
+    }
+
+    #[test]
+    fn same_seed_same_events() {
+        let story = |seed| {
+            let timing = CanTiming::new(500_000, 500_000).expect("whole nanoseconds");
+            let mut bus = CanBus::new(timing, seed);
+            let p: Vec<Port> = (0..4).map(|_| bus.attach().expect("room")).collect();
+            bus.set_corruption(0.2);
+            bus.set_receive_loss(p[3], 0.2);
+            let mut events = Vec::new();
+            for i in 0..200 {
+                send(
+                    &mut bus,
+                    i * 300,
+                    p[i as usize % 3],
+                    &frame(i as u16, &[i as u8]),
+                );
+                events.extend(run(&mut bus, i * 300 + 299));
+            }
+            events
+        };
+        assert_eq!(story(1), story(1));
+        assert_ne!(story(1), story(2));
     }
 
     /// When, who, where and what; identifiers unlike those of every other mailbox.

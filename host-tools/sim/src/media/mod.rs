@@ -5,6 +5,7 @@
 //! same events. Nothing here knows what a frame means.
 
 pub mod can;
+pub mod log;
 pub mod rs485;
 pub mod wire;
 

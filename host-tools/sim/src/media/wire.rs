@@ -127,7 +127,7 @@ fn fd_head(frame: &CanFrame) -> (u64, u32) {
 }
 
 /// Data length code.
-fn dlc(frame: &CanFrame) -> u8 {
+pub(super) fn dlc(frame: &CanFrame) -> u8 {
     let len = frame.data().len();
     LENGTHS.iter().take_while(|&&l| l < len).count() as u8
 }

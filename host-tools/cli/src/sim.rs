@@ -1,0 +1,102 @@
+//! `helio sim`: a scenario in virtual time.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use helio_bus::BusKind;
+use helio_sim::World;
+use helio_sim::scenario::{InputError, Scenario};
+
+/// Arguments of `helio sim`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Scenario file, for example scenarios/rack-32.toml
+    scenario: PathBuf,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+    /// Run on this bus instead of the scenario's
+    #[arg(long, value_parser = bus)]
+    bus: Option<BusKind>,
+    /// Run so many virtual seconds instead of the scenario's
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Use this seed instead of the scenario's
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Reads a bus's name for clap.
+pub fn bus(name: &str) -> Result<BusKind, String> {
+    let names = BusKind::ALL.map(BusKind::name).join(", ");
+    BusKind::from_name(name).ok_or_else(|| format!("choose one of {names}"))
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let mut scenario = Scenario::load(&args.scenario)?;
+    if let Some(kind) = args.bus {
+        scenario.set_bus(kind);
+    }
+    if let Some(seconds) = args.seconds {
+        if !(seconds > 0.0 && seconds <= 1e7) {
+            let what = format!("--seconds {seconds} is no length of time; give a number above 0");
+            return Err(InputError {
+                file: args.scenario,
+                line: None,
+                what,
+            }
+            .into());
+        }
+        scenario.set_duration_s(seconds);
+    }
+    scenario.seed = args.seed.unwrap_or(scenario.seed);
+    let mut world = World::new(scenario)?;
+    let mut progress = Progress::new();
+    let end = helio_sim::plant::seconds(world.end());
+    let report = world.run(|now| progress.show(now, end));
+    progress.finish();
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        report.to_text()
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// How far it is, on a terminal only.
+pub struct Progress {
+    started: Instant,
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    /// Starts the clock.
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            shown: None,
+        }
+    }
+
+    /// Shows `now` of `end` virtual seconds, a few times a second.
+    pub fn show(&mut self, now: f64, end: f64) {
+        let recent = self.shown.is_some_and(|at| at.elapsed().as_millis() < 250);
+        if recent || !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let speed = now / self.started.elapsed().as_secs_f64().max(1e-3);
+        eprint!("\r{now:.0} of {end:.0} s virtual, {speed:.0} times real time ");
+    }
+
+    /// Clears the line.
+    pub fn finish(&self) {
+        if self.shown.is_some() {
+            eprint!("\r{:60}\r", "");
+        }
+    }
+}
