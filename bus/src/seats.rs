@@ -66,12 +66,13 @@ enum State {
         uid: Uid,
         /// Who sat here before, perhaps the same.
         before: Option<Device>,
+        /// Known already if it said so in its claim (RS485).
+        capabilities: Option<Capabilities>,
         retry_at: Instant,
         tries: u8,
     },
     Member {
         device: Device,
-        since: Instant,
         /// Somebody else claims a seat with this uid since then.
         challenged: Option<Instant>,
         /// Last time that it was asked for a sign of life.
@@ -160,16 +161,9 @@ impl Seats {
         }
     }
 
-    /// The device that sits on a seat or is about to (RS485 gives it a slot).
-    pub fn seated(&self, node: NodeId) -> bool {
+    fn seated(&self, node: NodeId) -> bool {
         let seat = self.seats.get(node.index());
         seat.is_some_and(|s| matches!(s.state, State::Member { .. } | State::Offered { .. }))
-    }
-
-    /// Whether the seat's occupant was told to be silent.
-    pub fn quarantined(&self, node: NodeId) -> bool {
-        let seat = self.seats.get(node.index());
-        seat.is_some_and(|s| matches!(s.state, State::Quarantined { .. }))
     }
 
     /// Keeps a free seat for the device that is known to belong there.
@@ -210,25 +204,78 @@ impl Seats {
         node
     }
 
-    /// A device that knows its capabilities already asks for a seat (RS485).
+    /// A device that describes itself at once asks for a seat (RS485). The answer is given at
+    /// once too, so there is nothing to repeat: the offer stands for three cycles.
     pub fn claim_described(
         &mut self,
         now: Instant,
         schedule: &Schedule,
         uid: Uid,
         description: Description,
-    ) -> Option<NodeId> {
+    ) -> Result<NodeId, Option<LeaveReason>> {
+        if let Some((_, reason)) = self.duties.refuse.iter().find(|(u, _)| *u == uid) {
+            let reason = *reason;
+            self.duties.refuse.retain(|(u, _)| *u != uid);
+            return Err(Some(reason));
+        }
         if description.version != PROTOCOL_VERSION {
-            self.refuse(uid, LeaveReason::Version);
-            return None;
+            return Err(Some(LeaveReason::Version));
         }
-        if self.find(uid).is_none()
-            && let Some(node) = self.best(schedule, description.capabilities)
+        let capabilities = description.capabilities;
+        let known = self.find(uid).is_some();
+        let best = || self.best(schedule, capabilities);
+        let node = match (!known).then(best).flatten() {
+            Some(node) => {
+                self.offer(now, schedule, node, uid);
+                node
+            }
+            None => match self.claim(now, schedule, uid) {
+                Some(node) => node,
+                None if known => return Err(None),
+                None => return Err(Some(LeaveReason::Full)),
+            },
+        };
+        self.duties.assign = 0;
+        if let Some(State::Offered {
+            capabilities: told,
+            retry_at,
+            tries,
+            ..
+        }) = self.seats.get_mut(node.index()).map(|s| &mut s.state)
         {
-            self.offer(now, schedule, node, uid);
-            return Some(node);
+            *told = Some(capabilities);
+            *retry_at = now + schedule.cycle * 3;
+            *tries = TRIES;
+            self.scan_by(now + schedule.cycle * 3);
         }
-        self.claim(now, schedule, uid)
+        Ok(node)
+    }
+
+    /// What the occupant of a seat can do, once seated or about to be: it has a slot on RS485.
+    pub fn slot(&self, node: NodeId) -> Option<Capabilities> {
+        match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some(device.capabilities),
+            State::Offered { capabilities, .. } => capabilities,
+            _ => None,
+        }
+    }
+
+    /// A good frame in its own slot says that the occupant has taken its seat (RS485).
+    pub fn taken(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        node: NodeId,
+    ) -> Option<MasterEvent> {
+        let State::Offered {
+            uid,
+            capabilities: Some(capabilities),
+            ..
+        } = self.seats.get(node.index())?.state
+        else {
+            return None;
+        };
+        self.seat(now, schedule, node, Device { uid, capabilities })
     }
 
     /// A device says that it has taken its seat. `uid_low` is the lower half of its id.
@@ -289,7 +336,6 @@ impl Seats {
         }
         seat.state = State::Member {
             device,
-            since: now,
             challenged: None,
             probed: now,
             probes: 0,
@@ -583,15 +629,6 @@ impl Seats {
         d.assign | d.release | d.quarantine != 0 || !d.refuse.is_empty()
     }
 
-    /// Since when a member is seated.
-    #[cfg(test)]
-    pub fn since(&self, node: NodeId) -> Option<Instant> {
-        match self.seats.get(node.index())?.state {
-            State::Member { since, .. } => Some(since),
-            _ => None,
-        }
-    }
-
     fn offer(&mut self, now: Instant, schedule: &Schedule, node: NodeId, uid: Uid) {
         let Some(seat) = self.seats.get_mut(node.index()) else {
             return;
@@ -604,6 +641,7 @@ impl Seats {
         seat.state = State::Offered {
             uid,
             before,
+            capabilities: None,
             retry_at,
             tries: 1,
         };

@@ -9,7 +9,9 @@ use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts, Uid};
 use std::hint::black_box;
 use std::mem::size_of;
 
-const SAMPLES: u32 = 2_000_000;
+/// Short enough that most batches run undisturbed; the quickest one counts.
+const BATCH: u32 = 10_000;
+const BATCHES: u32 = 200;
 
 fn main() {
     for cells in [16, 18] {
@@ -26,7 +28,7 @@ fn main() {
     );
 }
 
-/// Timer, sample and outputs of one period, on the average.
+/// Timer, sample and outputs of one period, on the average of the quickest batch.
 fn per_sample(cells: u8, mv: impl Fn(u32) -> u16) -> f64 {
     let capabilities = Capabilities {
         cells,
@@ -41,21 +43,25 @@ fn per_sample(cells: u8, mv: impl Fn(u32) -> u16) -> f64 {
     sample.temp_count = 4;
     sample.temps[..4].fill(Some(DeciCelsius(250)));
     let mut now = Instant::ZERO;
-    let mut asked = 0;
-    let start = std::time::Instant::now();
-    for i in 0..SAMPLES {
-        for cell in &mut sample.cells[..usize::from(cells)] {
-            *cell = Some(Millivolts(mv(i)));
+    let mut best = f64::MAX;
+    for _ in 0..BATCHES {
+        let mut asked = 0;
+        let start = std::time::Instant::now();
+        for i in 0..BATCH {
+            for cell in &mut sample.cells[..usize::from(cells)] {
+                *cell = Some(Millivolts(mv(i)));
+            }
+            sample.current = Some(Milliamps((i % 1_000) as i32));
+            slave.handle_timeout(now);
+            slave.handle_sample(now, black_box(&sample));
+            while let Some(output) = slave.poll_output() {
+                asked += u32::from(black_box(output) == SlaveOutput::SampleNow);
+            }
+            black_box(slave.poll_timeout());
+            now += Duration::from_millis(10);
         }
-        sample.current = Some(Milliamps((i % 1_000) as i32));
-        slave.handle_timeout(now);
-        slave.handle_sample(now, black_box(&sample));
-        while let Some(output) = slave.poll_output() {
-            asked += u32::from(black_box(output) == SlaveOutput::SampleNow);
-        }
-        black_box(slave.poll_timeout());
-        now += Duration::from_millis(10);
+        best = best.min(start.elapsed().as_nanos() as f64 / f64::from(BATCH));
+        assert_eq!(asked, BATCH, "the grid has lost samples");
     }
-    assert_eq!(asked, SAMPLES, "the grid has lost samples");
-    start.elapsed().as_nanos() as f64 / f64::from(SAMPLES)
+    best
 }

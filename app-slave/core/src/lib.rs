@@ -130,6 +130,8 @@ pub struct Slave {
     range_asked: Option<Instant>,
     /// Last word of the master.
     heard: Option<Instant>,
+    /// The master knows us, so that it takes our alarms: a SYNC has come since the seat.
+    introduced: bool,
     said: Said,
     /// Of the measurement in `said`.
     sampled_at: Option<Instant>,
@@ -192,6 +194,7 @@ impl Slave {
             asked: None,
             range_asked: None,
             heard: None,
+            introduced: false,
             said: Said::default(),
             sampled_at: None,
             waiting: Waiting {
@@ -378,9 +381,12 @@ impl Slave {
         match event {
             SlaveEvent::Joined(_) => {
                 self.heard = Some(now);
-                self.announce(now);
+                self.introduced = false;
             }
-            SlaveEvent::Left(_) => bump(&mut self.counters.left),
+            SlaveEvent::Left(_) => {
+                self.introduced = false;
+                bump(&mut self.counters.left);
+            }
             SlaveEvent::Sync { .. } => self.handle_sync(now),
             SlaveEvent::RangeNow(tag) => {
                 if self.capabilities.anchors > 0 && self.state != State::Isolated {
@@ -405,6 +411,10 @@ impl Slave {
         bump(&mut self.counters.syncs);
         if self.link.node().is_some() {
             self.heard = Some(now);
+            if !self.introduced {
+                self.introduced = true;
+                self.announce(now);
+            }
         }
         if measures(&self.capabilities) && self.grid.handle_sync(now) {
             self.ask(now);
@@ -580,7 +590,12 @@ impl Slave {
         hottest
     }
 
-    /// Tells the master what began and ended, unless isolated; then it is remembered only.
+    /// Whether alarms are of use now; if not, what is active later is announced later.
+    fn may_alarm(&self) -> bool {
+        self.introduced && self.state != State::Isolated
+    }
+
+    /// Tells the master what began and ended.
     fn report(&mut self, now: Instant) {
         while let Some(event) = self.protection.poll_event() {
             if event.code == STALE && event.active {
@@ -588,7 +603,7 @@ impl Slave {
                 self.complete = false;
                 self.said = Said::default();
             }
-            if self.state != State::Isolated {
+            if self.may_alarm() {
                 self.link.alarm(now, alarm(&event));
             }
         }
@@ -597,7 +612,7 @@ impl Slave {
     /// Tells a master that cannot know all that is active.
     fn announce(&mut self, now: Instant) {
         for code in (0..=u8::MAX).map_while(Code::from_raw) {
-            if self.state != State::Isolated && self.protection.is_active(code) {
+            if self.may_alarm() && self.protection.is_active(code) {
                 let record = self.protection.record(code);
                 let event = ProtectionEvent {
                     code,
