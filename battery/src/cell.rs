@@ -115,15 +115,15 @@ pub enum CellError {
 impl fmt::Display for CellError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Name(n) => write!(f, "name has {n} bytes: shorten it to {NAME_BYTES}"),
-            Self::Scalar { key, value } => write!(f, "{key} is {value}: give a positive number"),
+            Self::Name(n) => write!(f, "name has {n} bytes; shorten it to {NAME_BYTES}"),
+            Self::Scalar { key, value } => write!(f, "{key} is {value}; give a positive number"),
             Self::Length {
                 key,
                 min,
                 max,
                 found,
             } if min == max => {
-                write!(f, "{key} has {found} numbers: give exactly {min}")
+                write!(f, "{key} has {found} numbers; give exactly {min}")
             }
             Self::Length {
                 key,
@@ -131,11 +131,11 @@ impl fmt::Display for CellError {
                 max,
                 found,
             } => {
-                write!(f, "{key} has {found} numbers: give {min} to {max}")
+                write!(f, "{key} has {found} numbers; give {min} to {max}")
             }
             Self::Order { key, at, strict } => write!(
                 f,
-                "{key}[{at}] {} the number before it: make the list rise{}",
+                "{key}[{at}] {} the number before it; make the list rise{}",
                 if strict { "is not above" } else { "is below" },
                 if strict {
                     " strictly"
@@ -149,7 +149,7 @@ impl fmt::Display for CellError {
                 value,
                 want,
             } => {
-                write!(f, "{key}[{at}] is {value}: give {want}")
+                write!(f, "{key}[{at}] is {value}; give {want}")
             }
         }
     }
@@ -709,84 +709,84 @@ mod tests {
                     ocv_mv: &ocv,
                     ..good
                 },
-                "ocv_mv[40] is below the number before it: make the list rise (or stay level)",
+                "ocv_mv[40] is below the number before it; make the list rise (or stay level)",
             ),
             (
                 CellData {
                     ocv_mv: &nan,
                     ..good
                 },
-                "ocv_mv[7] is NaN: give 0 to 10000 mV",
+                "ocv_mv[7] is NaN; give 0 to 10000 mV",
             ),
             (
                 CellData {
                     ocv_mv: &[3.7; 101],
                     ..good
                 },
-                "ocv_mv[100] is not above the number before it: make the list rise strictly",
+                "ocv_mv[100] is not above the number before it; make the list rise strictly",
             ),
             (
                 CellData {
                     ocv_mv: &good.ocv_mv[1..],
                     ..good
                 },
-                "ocv_mv has 100 numbers: give exactly 101",
+                "ocv_mv has 100 numbers; give exactly 101",
             ),
             (
                 CellData {
                     r0_mohm: &r0,
                     ..good
                 },
-                "r0_mohm[2] is -1: give a resistance above 0 mOhm",
+                "r0_mohm[2] is -1; give a resistance above 0 mOhm",
             ),
             (
                 CellData {
                     r1_mohm: &[],
                     ..good
                 },
-                "r1_mohm has 0 numbers: give exactly 6",
+                "r1_mohm has 0 numbers; give exactly 6",
             ),
             (
                 CellData {
                     temps_c: &[0.0, 0.0],
                     ..good
                 },
-                "temps_c[1] is not above the number before it: make the list rise strictly",
+                "temps_c[1] is not above the number before it; make the list rise strictly",
             ),
             (
                 CellData {
                     temps_c: &[],
                     ..good
                 },
-                "temps_c has 0 numbers: give 1 to 8",
+                "temps_c has 0 numbers; give 1 to 8",
             ),
             (
                 CellData {
                     capacity_mah: f32::INFINITY,
                     ..good
                 },
-                "capacity_mah is inf: give a positive number",
+                "capacity_mah is inf; give a positive number",
             ),
             (
                 CellData {
                     tau2_s: &[],
                     ..good
                 },
-                "tau2_s has 0 numbers: give exactly 6",
+                "tau2_s has 0 numbers; give exactly 6",
             ),
             (
                 CellData {
                     soc_grid: &[0.5, 1.5],
                     ..good
                 },
-                "soc_grid[1] is 1.5: give 0 to 1",
+                "soc_grid[1] is 1.5; give 0 to 1",
             ),
             (
                 CellData {
                     name: "a name that is much too long for a label",
                     ..good
                 },
-                "name has 40 bytes: shorten it to 32",
+                "name has 40 bytes; shorten it to 32",
             ),
         ];
         for (data, sentence) in cases {

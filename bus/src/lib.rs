@@ -9,6 +9,7 @@
 //! schedule when                  e2e       check and counter      master  the other end
 //! join     getting a seat        seats     who sits where
 //! budget   how much at most      segment   datagrams over frames
+//! superframe  RS485: how it is spelt, and every place in time
 //! ```
 #![no_std]
 
@@ -25,6 +26,7 @@ mod schedule;
 mod seats;
 mod segment;
 mod slave;
+mod superframe;
 mod wire;
 
 pub use e2e::DataId;

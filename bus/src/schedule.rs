@@ -45,7 +45,8 @@ impl Schedule {
             BusKind::Can500k => (us(40_000), us(20_000), 127),
             BusKind::Can1M => (us(20_000), us(10_000), 127),
             BusKind::CanFd => (us(10_000), us(5_000), 127),
-            BusKind::Rs485At1M => (us(28_000), us(19_500), 32),
+            // As short as 32 slots of cells and a few anchors allow, with two places to join.
+            BusKind::Rs485At1M => (us(27_600), us(19_500), 32),
             BusKind::Rs485At4M => (us(10_000), us(5_000), 32),
         };
         Self {
@@ -106,4 +107,29 @@ impl Schedule {
 /// So many hundredths of a span.
 pub(crate) fn part(span: Duration, hundredths: u64) -> Duration {
     Duration::from_nanos(span.as_nanos() / 100 * hundredths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::superframe::shortest;
+    use std::println;
+
+    #[test]
+    fn superframes_fit_32_slaves_with_cells_and_a_few_anchors() {
+        let rack = Capabilities {
+            cells: 18,
+            temps: 8,
+            anchors: 4,
+        };
+        for kind in [BusKind::Rs485At1M, BusKind::Rs485At4M] {
+            let schedule = Schedule::for_bus(kind);
+            let least = shortest(kind, schedule.seats, rack, 32, 2);
+            println!("{kind:?}: shortest superframe {} us", least.as_micros());
+            assert!(least <= schedule.cycle);
+            if kind == BusKind::Rs485At1M {
+                assert!(schedule.cycle - least < Duration::from_micros(500));
+            }
+        }
+    }
 }

@@ -66,13 +66,14 @@ enum State {
         uid: Uid,
         /// Who sat here before, perhaps the same.
         before: Option<Device>,
+        /// Known already if it said so in its claim (RS485).
+        capabilities: Option<Capabilities>,
         retry_at: Instant,
         tries: u8,
     },
     Member {
         device: Device,
-        since: Instant,
-        /// Somebody else claims a seat with this uid since then.
+        /// Somebody claims a seat with this uid; what is heard from then on tells who.
         challenged: Option<Instant>,
         /// Last time that it was asked for a sign of life.
         probed: Instant,
@@ -160,18 +161,6 @@ impl Seats {
         }
     }
 
-    /// The device that sits on a seat or is about to (RS485 gives it a slot).
-    pub fn seated(&self, node: NodeId) -> bool {
-        let seat = self.seats.get(node.index());
-        seat.is_some_and(|s| matches!(s.state, State::Member { .. } | State::Offered { .. }))
-    }
-
-    /// Whether the seat's occupant was told to be silent.
-    pub fn quarantined(&self, node: NodeId) -> bool {
-        let seat = self.seats.get(node.index());
-        seat.is_some_and(|s| matches!(s.state, State::Quarantined { .. }))
-    }
-
     /// Keeps a free seat for the device that is known to belong there.
     pub fn reserve(&mut self, node: NodeId, device: Device) {
         if let Some(seat) = self.seats.get_mut(node.index())
@@ -192,8 +181,14 @@ impl Seats {
                 }
                 State::Member { challenged, .. } => {
                     // Either it restarted, and is silent from now on, or this is another one.
-                    let since = *challenged.get_or_insert(now);
-                    self.scan_by(since + challenge(schedule));
+                    // Whoever sits there with another id is told to go, and then one cycle's
+                    // silence decides.
+                    if challenged.is_none() {
+                        let since = now + schedule.cycle;
+                        *challenged = Some(since);
+                        self.duties.release |= bit(node);
+                        self.scan_by(since + challenge(schedule));
+                    }
                     return None;
                 }
                 State::Quarantined { .. } => return None,
@@ -210,25 +205,78 @@ impl Seats {
         node
     }
 
-    /// A device that knows its capabilities already asks for a seat (RS485).
+    /// A device that describes itself at once asks for a seat (RS485). The answer is given at
+    /// once too, so there is nothing to repeat: the offer stands for three cycles.
     pub fn claim_described(
         &mut self,
         now: Instant,
         schedule: &Schedule,
         uid: Uid,
         description: Description,
-    ) -> Option<NodeId> {
+    ) -> Result<NodeId, Option<LeaveReason>> {
+        if let Some((_, reason)) = self.duties.refuse.iter().find(|(u, _)| *u == uid) {
+            let reason = *reason;
+            self.duties.refuse.retain(|(u, _)| *u != uid);
+            return Err(Some(reason));
+        }
         if description.version != PROTOCOL_VERSION {
-            self.refuse(uid, LeaveReason::Version);
-            return None;
+            return Err(Some(LeaveReason::Version));
         }
-        if self.find(uid).is_none()
-            && let Some(node) = self.best(schedule, description.capabilities)
+        let capabilities = description.capabilities;
+        let known = self.find(uid).is_some();
+        let best = || self.best(schedule, capabilities);
+        let node = match (!known).then(best).flatten() {
+            Some(node) => {
+                self.offer(now, schedule, node, uid);
+                node
+            }
+            None => match self.claim(now, schedule, uid) {
+                Some(node) => node,
+                None if known => return Err(None),
+                None => return Err(Some(LeaveReason::Full)),
+            },
+        };
+        self.duties.assign = 0;
+        if let Some(State::Offered {
+            capabilities: told,
+            retry_at,
+            tries,
+            ..
+        }) = self.seats.get_mut(node.index()).map(|s| &mut s.state)
         {
-            self.offer(now, schedule, node, uid);
-            return Some(node);
+            *told = Some(capabilities);
+            *retry_at = now + schedule.cycle * 3;
+            *tries = TRIES;
+            self.scan_by(now + schedule.cycle * 3);
         }
-        self.claim(now, schedule, uid)
+        Ok(node)
+    }
+
+    /// What the occupant of a seat can do, once seated or about to be: it has a slot on RS485.
+    pub fn slot(&self, node: NodeId) -> Option<Capabilities> {
+        match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some(device.capabilities),
+            State::Offered { capabilities, .. } => capabilities,
+            _ => None,
+        }
+    }
+
+    /// A good frame in its own slot says that the occupant has taken its seat (RS485).
+    pub fn taken(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        node: NodeId,
+    ) -> Option<MasterEvent> {
+        let State::Offered {
+            uid,
+            capabilities: Some(capabilities),
+            ..
+        } = self.seats.get(node.index())?.state
+        else {
+            return None;
+        };
+        self.seat(now, schedule, node, Device { uid, capabilities })
     }
 
     /// A device says that it has taken its seat. `uid_low` is the lower half of its id.
@@ -289,7 +337,6 @@ impl Seats {
         }
         seat.state = State::Member {
             device,
-            since: now,
             challenged: None,
             probed: now,
             probes: 0,
@@ -455,10 +502,13 @@ impl Seats {
                     next = next.min(*retry_at);
                     self.duties.assign |= bit(node);
                 }
-                State::Member { .. } => match self.scan_member(now, schedule, node) {
-                    Ok(at) => next = next.min(at),
-                    Err(event) => return Some(event),
-                },
+                State::Member { .. } => {
+                    let (at, event) = self.scan_member(now, schedule, node);
+                    if event.is_some() {
+                        return event;
+                    }
+                    next = next.min(at);
+                }
                 State::Quarantined { device, until, .. } if now >= *until => {
                     seat.state = State::Vacant { device: *device };
                 }
@@ -470,15 +520,15 @@ impl Seats {
         None
     }
 
-    /// When to look at a member again, or what became of it.
+    /// When to look at a member again, and what became of it.
     fn scan_member(
         &mut self,
         now: Instant,
         schedule: &Schedule,
         node: NodeId,
-    ) -> Result<Instant, MasterEvent> {
+    ) -> (Instant, Option<MasterEvent>) {
         let Some(seat) = self.seats.get_mut(node.index()) else {
-            return Ok(Instant::MAX);
+            return (Instant::MAX, None);
         };
         let State::Member {
             device,
@@ -488,7 +538,7 @@ impl Seats {
             ..
         } = &mut seat.state
         else {
-            return Ok(Instant::MAX);
+            return (Instant::MAX, None);
         };
         let uid = device.uid;
         let silence = schedule.silence_of(device.capabilities, self.ranging);
@@ -500,7 +550,7 @@ impl Seats {
             if seat.heard > since {
                 *challenged = None;
                 self.refuse(uid, LeaveReason::DuplicateUid);
-                return Err(MasterEvent::Duplicate { node, uid });
+                return (now, Some(MasterEvent::Duplicate { node, uid }));
             }
             restarted = now >= at;
             next = next.min(at);
@@ -511,7 +561,7 @@ impl Seats {
                 self.offer(now, schedule, node, uid);
             }
             let reason = LeaveReason::Silence;
-            return Err(MasterEvent::Left { node, uid, reason });
+            return (now, Some(MasterEvent::Left { node, uid, reason }));
         }
         // Unheard for too long, but perhaps only twice by chance: assigned its seat once more,
         // it confirms at once.
@@ -526,7 +576,7 @@ impl Seats {
                 next = next.min(probe_at);
             }
         }
-        Ok(next)
+        (next, None)
     }
 
     /// When to call [`Self::scan`].
@@ -555,13 +605,16 @@ impl Seats {
     }
 
     /// The next seat whose unknown occupant is to join anew.
-    pub fn next_release(&mut self) -> Option<NodeId> {
-        while let Some(node) = pop(&mut self.duties.release) {
-            if !self.seated(node) {
-                return Some(node);
-            }
-        }
-        None
+    ///
+    /// With an id: everybody on that seat but this device.
+    pub fn next_release(&mut self) -> Option<(NodeId, Option<Uid>)> {
+        let node = pop(&mut self.duties.release)?;
+        let uid = match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some(device.uid),
+            State::Offered { uid, .. } => Some(uid),
+            _ => None,
+        };
+        Some((node, uid))
     }
 
     /// The next seat to be told to be silent, and for how long from now.
@@ -583,15 +636,6 @@ impl Seats {
         d.assign | d.release | d.quarantine != 0 || !d.refuse.is_empty()
     }
 
-    /// Since when a member is seated.
-    #[cfg(test)]
-    pub fn since(&self, node: NodeId) -> Option<Instant> {
-        match self.seats.get(node.index())?.state {
-            State::Member { since, .. } => Some(since),
-            _ => None,
-        }
-    }
-
     fn offer(&mut self, now: Instant, schedule: &Schedule, node: NodeId, uid: Uid) {
         let Some(seat) = self.seats.get_mut(node.index()) else {
             return;
@@ -604,6 +648,7 @@ impl Seats {
         seat.state = State::Offered {
             uid,
             before,
+            capabilities: None,
             retry_at,
             tries: 1,
         };

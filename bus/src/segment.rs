@@ -1,7 +1,7 @@
-//! Datagrams longer than a frame: ISO 15765-2 on CAN and CAN FD.
+//! Datagrams longer than a frame: ISO 15765-2 on CAN and CAN FD, numbered fragments on RS485.
 //!
 //! One [`Sender`] and one [`Receiver`] per direction and slave. No frame is sent twice by this
-//! layer: a missing one ends the datagram (the frames carry sequence numbers and blocks are
+//! layer on CAN, whose controllers repeat: a missing one ends the datagram (the frames carry sequence numbers and blocks are
 //! shorter than their range, so a gap is always seen), and who asked asks again.
 //!
 //! ```text
@@ -11,15 +11,22 @@
 //! Receiver  Idle -first-> Run -last-> Done -take-> Idle
 //!             '-single----------------^
 //! ```
-//! `AwaitFlow` and `Run` (of the receiver) fall back to `Idle` after [`TIMEOUT`].
+//! `AwaitFlow` and `Run` (of the receiver) fall back to `Idle` after [`TIMEOUT`], `First` after
+//! [`STALLED`].
+//!
+//! On RS485 nobody repeats by itself, but every fragment is answered by one of the other side.
+//! So [`Numbers`] alternate: a fragment stays until the other side expects the next.
 
 use crate::Busy;
+use crate::superframe::{FRAGMENT_DATA, Fragment};
 use helio_units::{Duration, Instant};
 
 /// Longest datagram.
 pub const MAX_DATAGRAM: usize = 2048;
 /// Neither a flow control nor a consecutive frame lets itself be waited for longer (N_Bs, N_Cr).
 const TIMEOUT: Duration = Duration::from_millis(250);
+/// A datagram that nobody takes is given up after so long.
+const STALLED: Duration = Duration::from_millis(2_000);
 /// Consecutive frames from one flow control to the next.
 const BLOCK: u8 = 8;
 
@@ -75,7 +82,9 @@ impl Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sending {
     Idle,
-    First,
+    First {
+        until: Instant,
+    },
     AwaitFlow {
         until: Instant,
     },
@@ -95,6 +104,8 @@ pub struct Sender {
     buffer: Buffer,
     sent: usize,
     sequence: u8,
+    /// The part at `sent` was given out as a fragment.
+    shown: bool,
     state: Sending,
 }
 
@@ -104,6 +115,7 @@ impl Sender {
             buffer: Buffer::new(),
             sent: 0,
             sequence: 0,
+            shown: false,
             state: Sending::Idle,
         }
     }
@@ -117,14 +129,17 @@ impl Sender {
     }
 
     /// Starts a datagram.
-    pub fn load(&mut self, datagram: &[u8]) -> Result<(), Busy> {
+    pub fn load(&mut self, now: Instant, datagram: &[u8]) -> Result<(), Busy> {
         if !self.is_idle() {
             return Err(Busy);
         }
         self.buffer.load(datagram)?;
         self.sent = 0;
         self.sequence = 0;
-        self.state = Sending::First;
+        self.shown = false;
+        self.state = Sending::First {
+            until: now + STALLED,
+        };
         Ok(())
     }
 
@@ -134,17 +149,17 @@ impl Sender {
         let total = self.buffer.len();
         let mut pdu = Pdu::new();
         match self.state {
-            Sending::First if total <= 7 => {
+            Sending::First { .. } if total <= 7 => {
                 pdu.push(total as u8).ok()?;
                 pdu.extend_from_slice(self.buffer.bytes()).ok()?;
                 self.state = Sending::Idle;
             }
-            Sending::First if fd && total <= 62 => {
+            Sending::First { .. } if fd && total <= 62 => {
                 pdu.extend_from_slice(&[0, total as u8]).ok()?;
                 pdu.extend_from_slice(self.buffer.bytes()).ok()?;
                 self.state = Sending::Idle;
             }
-            Sending::First => {
+            Sending::First { .. } => {
                 let [high, low] = (total as u16).to_be_bytes();
                 pdu.extend_from_slice(&[0x10 | high & 0xf, low]).ok()?;
                 self.fill(&mut pdu, room);
@@ -174,15 +189,6 @@ impl Sender {
         Some(pdu)
     }
 
-    /// Whether [`Self::poll`] would give a frame.
-    pub fn ready(&self, now: Instant) -> bool {
-        match self.state {
-            Sending::First => true,
-            Sending::Run { at, .. } => now >= at,
-            Sending::Idle | Sending::AwaitFlow { .. } => false,
-        }
-    }
-
     /// A flow control frame came.
     pub fn handle_flow(&mut self, now: Instant, pdu: &[u8]) {
         let (Sending::AwaitFlow { .. }, [pci, block, gap, ..]) = (self.state, pdu) else {
@@ -206,23 +212,108 @@ impl Sender {
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        if matches!(self.state, Sending::AwaitFlow { until } if now >= until) {
+        if let Sending::AwaitFlow { until } | Sending::First { until } = self.state
+            && now >= until
+        {
             self.state = Sending::Idle;
         }
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            Sending::AwaitFlow { until } => Some(until),
+            Sending::AwaitFlow { until } | Sending::First { until } => Some(until),
             Sending::Run { at, .. } => Some(at),
-            Sending::Idle | Sending::First => None,
+            Sending::Idle => None,
         }
+    }
+
+    /// The part that waits to be acknowledged, and the length of the datagram if it is the first.
+    pub fn fragment(&mut self, room: usize) -> Option<(Option<u16>, &[u8])> {
+        if self.is_idle() {
+            return None;
+        }
+        self.shown = true;
+        let first = (self.sent == 0).then_some(self.buffer.len() as u16);
+        Some((first, self.buffer.part(self.sent, room)))
+    }
+
+    /// The other side has that part.
+    pub fn acknowledge(&mut self, now: Instant, room: usize) {
+        if !core::mem::take(&mut self.shown) {
+            return; // it was a part of a datagram that was given up
+        }
+        self.sent += room;
+        self.state = if self.sent >= self.buffer.len() {
+            Sending::Idle
+        } else {
+            Sending::First {
+                until: now + STALLED,
+            }
+        };
     }
 
     fn fill(&mut self, pdu: &mut Pdu, room: usize) {
         let part = self.buffer.part(self.sent, room.saturating_sub(pdu.len()));
         if pdu.extend_from_slice(part).is_ok() {
             self.sent += part.len();
+        }
+    }
+}
+
+/// Alternating numbers of one pair of stations on RS485.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// Of the fragment that we send.
+    sending: bool,
+    /// It was sent at least once.
+    outstanding: bool,
+    /// Expected from the other side.
+    expecting: bool,
+    /// The other side said that it cannot take any.
+    refused: bool,
+}
+
+impl Numbers {
+    /// What to say next. `sender` and `ready` are our two directions.
+    pub fn poll(&mut self, sender: Option<&mut Sender>, ready: bool) -> Fragment {
+        let mut fragment = Fragment {
+            expects: self.expecting,
+            ready,
+            ..Fragment::default()
+        };
+        if let Some((first, data)) = sender.and_then(|s| s.fragment(FRAGMENT_DATA))
+            && !self.refused
+            && fragment.data.extend_from_slice(data).is_ok()
+        {
+            fragment.sequence = Some(self.sending);
+            fragment.first = first;
+            self.outstanding = true;
+        }
+        fragment
+    }
+
+    /// The other side's word; true when it completed a datagram.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        fragment: &Fragment,
+        sender: Option<&mut Sender>,
+        receiver: Option<&mut Receiver>,
+    ) -> bool {
+        self.refused = !fragment.ready;
+        if self.outstanding && fragment.expects != self.sending {
+            self.outstanding = false;
+            self.sending = !self.sending;
+            if let Some(sender) = sender {
+                sender.acknowledge(now, FRAGMENT_DATA);
+            }
+        }
+        match (fragment.sequence, receiver) {
+            (Some(number), Some(receiver)) if number == self.expecting && receiver.ready() => {
+                self.expecting = !self.expecting;
+                receiver.fragment(now, fragment.first, &fragment.data)
+            }
+            _ => false,
         }
     }
 }
@@ -324,9 +415,40 @@ impl Receiver {
         Pdu::from_slice(&[flow, BLOCK, 0]).ok()
     }
 
-    /// Whether [`Self::poll`] would give a frame.
+    /// Whether a fragment would be taken.
     pub fn ready(&self) -> bool {
-        self.flow.is_some()
+        self.state != Receiving::Done
+    }
+
+    /// Takes a fragment that came in order; true when it completed a datagram. `first` is the
+    /// length of the datagram that starts with it.
+    pub fn fragment(&mut self, now: Instant, first: Option<u16>, data: &[u8]) -> bool {
+        let total = match (first, self.state) {
+            (_, Receiving::Done) => return false,
+            (Some(total), _) => {
+                self.buffer.clear();
+                usize::from(total)
+            }
+            (None, Receiving::Run { total, .. }) => total,
+            (None, Receiving::Idle) => return false,
+        };
+        self.buffer.extend(data);
+        if total == 0 || total > MAX_DATAGRAM || self.buffer.len() > total {
+            self.abort();
+            return false;
+        }
+        let whole = self.buffer.len() == total;
+        self.state = if whole {
+            Receiving::Done
+        } else {
+            Receiving::Run {
+                total,
+                sequence: 0,
+                block: BLOCK,
+                until: now + STALLED,
+            }
+        };
+        whole
     }
 
     /// The completed datagram, once.

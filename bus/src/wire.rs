@@ -106,7 +106,7 @@ pub fn encode(message: &Message, counter: u8, fd: bool) -> Option<CanFrame> {
             w.put(0, 16);
             w.put(counter.into(), 8);
             match message {
-                Message::State(_, state) => put_state(&mut w, state),
+                Message::State(_, state) => put_state(&mut w, state, false),
                 Message::Ranges(_, ranges) => put_ranges(&mut w, ranges, MAX_ANCHORS),
                 _ => {}
             }
@@ -371,19 +371,14 @@ pub fn take_summary(r: &mut Reader) -> Option<(Summary, bool)> {
     ))
 }
 
-/// 350 bits, the flag of the summary cleared.
-fn put_state(w: &mut Writer, state: &State) {
-    put_flagged_state(w, state, false);
-}
-
 /// 350 bits; the summary's spare bit carries `flag`.
-pub fn put_flagged_state(w: &mut Writer, state: &State, flag: bool) {
+pub fn put_state(w: &mut Writer, state: &State, flag: bool) {
     put_summary(w, &state.summary, flag);
     state.cells.0.iter().for_each(|c| put_cell(w, *c));
     state.temps.0.iter().for_each(|t| put_temp(w, *t));
 }
 
-/// Inverse of [`put_flagged_state`].
+/// Inverse of [`put_state`].
 pub fn take_state(r: &mut Reader) -> Option<(State, bool)> {
     let (summary, flag) = take_summary(r)?;
     let mut state = State {

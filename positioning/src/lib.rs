@@ -12,6 +12,9 @@
 extern crate std;
 
 mod calibrate;
+mod camera;
+mod code;
+mod diagnose;
 mod integrity;
 mod light;
 mod locate;
@@ -23,6 +26,11 @@ mod sample;
 mod tracker;
 
 pub use calibrate::{Calibrated, Calibration};
+pub use camera::{
+    BearingObs, Camera, CameraFix, MAX_PIXELS, PixelObs, Pose, locate_bearings, locate_camera,
+};
+pub use code::{FRAME_CHIPS, FrequencyPlan, LightCode, decode_chips};
+pub use diagnose::{Diagnosis, DiagnosisConfig, Finding};
 pub use integrity::{Protected, Risk, protect_2d, protect_3d};
 pub use light::{LightObs, Luminaire, locate_light};
 pub use locate::{

@@ -20,6 +20,8 @@
 //! 38 (1993) 294). Frozen biases are considered, not estimated (Schmidt): they widen the track by
 //! what is not known about them.
 
+use crate::camera::BearingObs;
+use crate::light::LightObs;
 use crate::locate::{LocateError, MAX_OBSERVATIONS, Options, RangeObs};
 use crate::math::Real;
 use crate::robust::{FaultModel, locate_robust_2d, locate_robust_3d};
@@ -162,7 +164,7 @@ struct Linear<T: Real> {
     variance: T,
     /// Bias that adds to the measurement.
     slot: Option<usize>,
-    /// 1 / (radius of curvature of the measurement's level surface).
+    /// Second derivative of the measurement, roughly.
     bend: T,
 }
 
@@ -199,13 +201,13 @@ impl<T: Real, const N: usize> Tracker<T, N> {
         let verdict = filter.handle(now, &self.config, &mut self.biases, |p, bias| {
             let d = p - anchor;
             let distance = d.norm().max(T::of(1e-6));
-            Linear {
+            Some(Linear {
                 innovation: range.range_m - distance - slot.map_or(T::zero(), bias),
                 gradient: d / distance,
                 variance: range.sigma_m * range.sigma_m,
                 slot,
                 bend: T::one() / distance,
-            }
+            })
         });
         if filter.doubt > self.config.patience {
             filter.doubt = filter.doubt.saturating_sub(4); // not at every range
@@ -215,6 +217,72 @@ impl<T: Real, const N: usize> Tracker<T, N> {
             }
         } else {
             self.state = State::Tracking(filter);
+        }
+        verdict
+    }
+
+    /// Received power of a luminaire at `now`, for a receiver that looks along `normal`. Starts no
+    /// track; [`Verdict::Acquiring`] while there is none.
+    pub fn handle_light(
+        &mut self,
+        now: Instant,
+        light: &LightObs<T>,
+        normal: [T; 3],
+    ) -> Verdict<T> {
+        self.handle_timeout(now);
+        let State::Tracking(filter) = &mut self.state else {
+            return Verdict::Acquiring;
+        };
+        let normal = Vector3::from(normal);
+        filter.handle(now, &self.config, &mut self.biases, |p, _| {
+            let (innovation, gradient) = light.innovation(p, &normal)?;
+            let distance = (p - Vector3::from(light.anchor_m)).norm();
+            Some(Linear {
+                innovation,
+                gradient,
+                variance: light.sigma_ln * light.sigma_ln,
+                slot: None,
+                bend: (light.order + T::of(3.0)) / (distance * distance),
+            })
+        })
+    }
+
+    /// A luminaire seen at `now` in a known direction. Starts no track;
+    /// [`Verdict::Acquiring`] while there is none.
+    pub fn handle_bearing(&mut self, now: Instant, bearing: &BearingObs<T>) -> Verdict<T> {
+        self.handle_timeout(now);
+        let State::Tracking(filter) = &mut self.state else {
+            return Verdict::Acquiring;
+        };
+        let anchor = Vector3::from(bearing.anchor_m);
+        let tiny = T::of(1e-6);
+        let Some(seen) = Vector3::from(bearing.direction).try_normalize(tiny) else {
+            return Verdict::Invalid;
+        };
+        // Two axes across the direction seen.
+        let helper = if seen.z.abs() < T::of(0.9) {
+            Vector3::z()
+        } else {
+            Vector3::x()
+        };
+        let first = seen.cross(&helper).normalize();
+        let mut verdict = Verdict::Invalid;
+        for axis in [first, seen.cross(&first)] {
+            verdict = filter.handle(now, &self.config, &mut self.biases, |p, _| {
+                let d = anchor - p;
+                let distance = d.norm().max(tiny);
+                // How far the line of sight passes from the anchor, as an angle.
+                Some(Linear {
+                    innovation: -axis.dot(&d) / distance,
+                    gradient: -axis / distance,
+                    variance: bearing.sigma_rad * bearing.sigma_rad,
+                    slot: None,
+                    bend: T::one() / (distance * distance),
+                })
+            });
+            if !matches!(verdict, Verdict::Used { .. }) {
+                break;
+            }
         }
         verdict
     }
@@ -441,7 +509,7 @@ impl<T: Real, const N: usize> Filter<T, N> {
         now: Instant,
         config: &TrackerConfig<T>,
         biases: &mut Biases<T, N>,
-        linear: impl Fn(Vector3<T>, &dyn Fn(usize) -> T) -> Linear<T>,
+        linear: impl Fn(Vector3<T>, &dyn Fn(usize) -> T) -> Option<Linear<T>>,
     ) -> Verdict<T> {
         let lag = T::of(f64::from(self.at.since(now).as_secs_f32()));
         if lag > T::one() {
@@ -465,7 +533,9 @@ impl<T: Real, const N: usize> Filter<T, N> {
             let position = |x: &Vector6<T>| {
                 Vector3::new(x[0], x[1], x[2]) - Vector3::new(x[3], x[4], x[5]) * lag
             };
-            let l = linear(position(&at), &bias);
+            let Some(l) = linear(position(&at), &bias) else {
+                return Verdict::Invalid;
+            };
             let g = l.gradient;
             let h = Vector6::new(g.x, g.y, g.z, -lag * g.x, -lag * g.y, -lag * g.z);
             spread = self.p * h;
@@ -746,5 +816,60 @@ mod tests {
         tracker.handle_increment(Instant::from_millis(2_010), [1.0, 0.0, 0.0], 0.01);
         let track = tracker.at(Instant::from_millis(2_510)).expect("tracking");
         assert!((track.position_m[0] - 4.5).abs() < 0.1, "{track:?}");
+    }
+
+    #[test]
+    fn power_and_bearings_keep_a_track_alive_as_surely_as_they_say() {
+        let mut world = World::new(12);
+        let (mut inside, mut all) = (0, 0);
+        for seed in 0..40 {
+            let mut walk = Walk::new(seed);
+            let psd = [0.05, 0.05, 0.01];
+            let mut tracker = Tracker::<f64, 0>::new(TrackerConfig {
+                accel_psd: psd,
+                ..config()
+            });
+            for step in 0..400 {
+                let (id, range) = walk.next(psd);
+                if step < 60 {
+                    tracker.handle_range(walk.now(), id, range);
+                    continue;
+                }
+                let anchor_m = CORNERS[usize::from(id) % 4];
+                let x = Vector3::from(walk.position);
+                let verdict = if step % 2 == 0 {
+                    let mut light = LightObs {
+                        anchor_m,
+                        axis: [0.0, 0.0, -1.0],
+                        order: 1.0,
+                        gain: 2.0,
+                        power: 1.0,
+                        sigma_ln: 0.05,
+                    };
+                    let Some((ln, _)) = light.innovation(x, &Vector3::z()) else {
+                        continue;
+                    };
+                    light.power = (-ln + 0.05 * world.normal()).exp();
+                    tracker.handle_light(walk.now(), &light, [0.0, 0.0, 1.0])
+                } else {
+                    let d = Vector3::from(anchor_m) - x;
+                    let noise = Vector3::new(world.normal(), world.normal(), world.normal());
+                    let bearing = BearingObs {
+                        anchor_m,
+                        direction: (d / d.norm() + noise * 0.01).into(),
+                        sigma_rad: 0.01,
+                    };
+                    tracker.handle_bearing(walk.now(), &bearing)
+                };
+                if let Verdict::Used { nis } = verdict {
+                    all += 1;
+                    inside += usize::from((0.000_982..5.024).contains(&nis));
+                }
+            }
+            let track = tracker.at(walk.now()).expect("tracking");
+            assert!(distance(track.position_m, walk.position) < 0.5);
+        }
+        let share = inside as f64 / f64::from(all);
+        assert!((0.92..0.98).contains(&share), "{share} of {all}");
     }
 }

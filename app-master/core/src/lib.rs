@@ -519,9 +519,10 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             seats,
             log,
             gate_wanted,
+            config,
             ..
         } = self;
-        strings.update(now, seats, *gate_wanted, |decision| {
+        strings.update(now, seats, &config.cell, *gate_wanted, |decision| {
             let (what, node) = match decision {
                 StringDecision::Isolated(node) => (What::Isolated, node),
                 StringDecision::Released(node) => (What::Released, node),

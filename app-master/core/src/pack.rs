@@ -246,6 +246,15 @@ impl Seat {
         }
     }
 
+    /// What its cells would show at rest, by their state of charge; `None` while one is unknown.
+    /// Strings are matched by this: a string under load sags by volts.
+    fn rest_mv(&self, params: &CellParams) -> Option<u32> {
+        let temp_c = f32::from(self.temperature().0) * 0.1;
+        let mut cells = (0..usize::from(self.capabilities.cells)).map(|cell| self.soc(cell));
+        let sum = cells.try_fold(0.0, |sum, soc| Some(sum + params.ocv_mv(soc?.0, temp_c)))?;
+        Some(sum as u32)
+    }
+
     /// Sum of the cells; `None` while one is missing.
     fn voltage_mv(&self) -> Option<u32> {
         let cells = self.cells.0.get(..usize::from(self.capabilities.cells))?;
@@ -263,7 +272,7 @@ pub struct Topology {
     /// Strings in parallel; seats are dealt out in order, `expected / strings` each, the last
     /// string takes the rest.
     pub strings: u8,
-    /// A string is connected only if its voltage is within this of the connected ones.
+    /// A string is connected only if its voltage at rest is within this of the connected ones'.
     pub match_mv: u32,
     /// How long a string must have been whole before it is connected again.
     pub settle: Duration,
@@ -327,10 +336,11 @@ impl Strings {
         &mut self,
         now: Instant,
         seats: &[Seat],
+        params: &CellParams,
         wanted: bool,
         mut decided: impl FnMut(StringDecision),
     ) {
-        let mut bus_mv = self.connected_voltage(seats);
+        let mut bus_mv = self.mean(seats, |s| s.connected, |seat| seat.rest_mv(params));
         for string in 0..usize::from(self.topology.strings) {
             let mut bad = None;
             let mut sum = Some(0);
@@ -339,7 +349,7 @@ impl Strings {
                     bad = Some(node);
                 }
                 // Slaves that run anchors only have no cells and carry no current.
-                sum = sum.zip(seat.voltage_mv()).map(|(a, b)| a + b);
+                sum = sum.zip(seat.rest_mv(params)).map(|(a, b)| a + b);
             }
             let Some(state) = self.states.get_mut(string) else {
                 continue;
@@ -385,25 +395,19 @@ impl Strings {
             .filter(move |(node, _)| self.of(*node) == string)
     }
 
-    fn connected_voltage(&self, seats: &[Seat]) -> Option<u32> {
-        self.mean_voltage(seats, |s| s.connected)
-    }
-
-    fn mean_voltage(&self, seats: &[Seat], of: impl Fn(&StringState) -> bool) -> Option<u32> {
+    /// Mean over the strings `of` which it is wanted; a string counts when all its seats do.
+    fn mean(
+        &self,
+        seats: &[Seat],
+        of: impl Fn(&StringState) -> bool,
+        mv: impl Fn(&Seat) -> Option<u32>,
+    ) -> Option<u32> {
         let (mut sum, mut n) = (0u64, 0u64);
-        for (string, state) in self
-            .states
-            .iter()
-            .enumerate()
-            .take(usize::from(self.topology.strings))
-        {
-            if !of(state) {
-                continue;
-            }
-            let voltage = self
-                .members(string, seats)
-                .try_fold(0u32, |sum, (_, s)| Some(sum + s.voltage_mv()?));
-            if let Some(mv) = voltage {
+        let strings = usize::from(self.topology.strings);
+        for (string, state) in self.states.iter().enumerate().take(strings) {
+            let mut members = self.members(string, seats);
+            let whole = members.try_fold(0u32, |sum, (_, s)| Some(sum + mv(s)?));
+            if let (true, Some(mv)) = (of(state), whole) {
                 (sum, n) = (sum + u64::from(mv), n + 1);
             }
         }
@@ -455,10 +459,9 @@ impl Strings {
             .get(..usize::from(self.topology.strings))
             .unwrap_or(&[]);
         f.strings_connected = strings.iter().filter(|s| s.connected).count() as u8;
-        f.voltage_mv = self
-            .connected_voltage(seats)
-            .or_else(|| self.mean_voltage(seats, |_| true))
-            .unwrap_or(0);
+        let connected = self.mean(seats, |s| s.connected, Seat::voltage_mv);
+        let any = || self.mean(seats, |_| true, Seat::voltage_mv);
+        f.voltage_mv = connected.or_else(any).unwrap_or(0);
         f.state = match (f.members, f.strings_connected) {
             (0, _) => PackState::Empty,
             (_, 0) if fault => PackState::Tripped,
@@ -466,5 +469,116 @@ impl Strings {
             _ => PackState::Degraded,
         };
         f
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use helio_battery::defaults::NMC_5000MAH;
+    use std::vec::Vec;
+
+    use super::*;
+
+    const NOW: Instant = Instant::from_millis(1_000);
+    const SETTLED: Instant = Instant::from_millis(1_500);
+
+    fn seat(mv: u16) -> Seat {
+        let mut seat = Seat::default();
+        let capabilities = Capabilities {
+            cells: 4,
+            temps: 0,
+            anchors: 0,
+        };
+        seat.join(Uid::new(7).expect("valid"), capabilities);
+        seat.summary.state = SlaveState::Standby;
+        seat.handle_cells(NOW, &NMC_5000MAH, 0, &[Some(Millivolts(mv)); 4]);
+        seat
+    }
+
+    fn strings() -> Strings {
+        Strings::new(Topology {
+            expected: 4,
+            strings: 2,
+            match_mv: 100,
+            settle: Duration::from_millis(500),
+        })
+    }
+
+    fn update(s: &mut Strings, now: Instant, seats: &[Seat]) -> Vec<StringDecision> {
+        let mut decisions = Vec::new();
+        s.update(now, seats, &NMC_5000MAH, true, |d| decisions.push(d));
+        decisions
+    }
+
+    fn conducting(s: &Strings) -> [bool; 4] {
+        [1, 2, 3, 4].map(|n| s.may_conduct(NodeId::new(n).expect("valid")))
+    }
+
+    #[test]
+    fn a_string_is_connected_when_it_has_been_whole_for_long_enough() {
+        let (mut s, seats) = (strings(), [3_900; 4].map(seat));
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED - Duration::from_nanos(1), &seats);
+        assert_eq!(conducting(&s), [false; 4]);
+        update(&mut s, SETTLED, &seats);
+        assert_eq!(conducting(&s), [true; 4]);
+        assert_eq!(s.figures(&seats).state, PackState::Ready);
+    }
+
+    #[test]
+    fn a_faulty_segment_opens_its_own_string_and_no_other() {
+        let (mut s, mut seats) = (strings(), [3_900; 4].map(seat));
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED, &seats);
+        let node = NodeId::new(3).expect("valid");
+        seats[2].summary.severity = Severity::Trip;
+        assert_eq!(
+            update(&mut s, SETTLED, &seats),
+            [StringDecision::Isolated(node)]
+        );
+        assert_eq!(conducting(&s), [true, true, false, false]);
+        assert_eq!(s.figures(&seats).state, PackState::Degraded);
+        seats[2].summary.severity = Severity::None;
+        assert_eq!(update(&mut s, SETTLED, &seats), []);
+        let later = SETTLED + Duration::from_millis(500);
+        assert_eq!(
+            update(&mut s, later, &seats),
+            [StringDecision::Released(node)]
+        );
+    }
+
+    #[test]
+    fn a_string_of_another_charge_is_not_connected_to_the_others() {
+        let mut s = strings();
+        let seats = [seat(3_900), seat(3_900), seat(3_700), seat(3_700)];
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED, &seats);
+        assert_eq!(conducting(&s), [true, true, false, false]);
+    }
+
+    #[test]
+    fn a_missing_cell_keeps_its_string_open() {
+        let (mut s, mut seats) = (strings(), [3_900; 4].map(seat));
+        seats[0] = seat(3_900);
+        seats[0].capabilities.cells = 5;
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED, &seats);
+        assert_eq!(conducting(&s), [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_device_that_comes_back_keeps_what_is_known_of_its_charge_and_another_does_not() {
+        let mut seat = seat(3_900);
+        let capabilities = seat.capabilities;
+        seat.leave(false);
+        assert_eq!(seat.state(), NodeState::Absent);
+        seat.join(Uid::new(7).expect("valid"), capabilities);
+        assert!(seat.soc(0).is_some());
+        seat.leave(true);
+        assert_eq!(seat.state(), NodeState::Quarantined);
+        seat.join(Uid::new(8).expect("valid"), capabilities);
+        assert!(seat.soc(0).is_none());
     }
 }

@@ -5,7 +5,6 @@ use crate::Schedule;
 use crate::budget::Budget;
 use crate::join::{self, Extended};
 use crate::message::*;
-use crate::seats::Heard;
 use crate::segment::Pdu;
 use crate::wire::{self, DecodeError};
 use helio_units::{Duration, Instant, NodeId};
@@ -150,8 +149,8 @@ fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
         if let Some((uid, reason)) = core.seats.next_refusal() {
             return join::release(None, Some(uid), reason);
         }
-        if let Some(node) = core.seats.next_release() {
-            return join::release(Some(node), None, LeaveReason::Silence);
+        if let Some((node, uid)) = core.seats.next_release() {
+            return join::release(Some(node), uid, LeaveReason::Silence);
         }
     }
     let (node, pdu) = core.next_pdu(now)?;
@@ -159,44 +158,6 @@ fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
 }
 
 impl Core {
-    /// A slave's message whose check is good.
-    pub(super) fn receive(
-        &mut self,
-        now: Instant,
-        id: crate::e2e::DataId,
-        counter: (u8, u8),
-        message: Message,
-    ) {
-        let Some(node) = NodeId::new(id.node()) else {
-            return;
-        };
-        let seats = &mut self.seats;
-        match seats.hear(now, &self.schedule, self.cycle, node, id.class(), counter) {
-            Heard::Fresh(lost) => {
-                if lost > 0 {
-                    self.stats.lost += u64::from(lost);
-                    self.event(MasterEvent::Rejected {
-                        node,
-                        fault: E2eFault::Lost(lost),
-                    });
-                }
-                self.stats.received += 1;
-                self.event(MasterEvent::Message(message));
-            }
-            Heard::Fault(fault) => self.reject(node, fault),
-            Heard::Babble => self.quarantine(now, node, None),
-            Heard::Stranger => {}
-        }
-    }
-
-    /// A message that failed its check, from a seat that has a member.
-    pub(super) fn reject(&mut self, node: NodeId, fault: E2eFault) {
-        if self.seats.member(node).is_some() {
-            self.stats.rejected += 1;
-            self.event(MasterEvent::Rejected { node, fault });
-        }
-    }
-
     fn handle_pdu(&mut self, now: Instant, node: NodeId, pdu: &[u8]) {
         if self.seats.member(node).is_none() {
             return;
@@ -206,13 +167,7 @@ impl Core {
                 sender.handle_flow(now, pdu);
             }
         }
-        let mut receivers = self.receivers.iter_mut();
-        let receiver = receivers.find(|(of, r)| *of == Some(node) && !r.is_idle());
-        let receiver = match receiver {
-            Some(receiver) => Some(receiver),
-            None => self.receivers.iter_mut().find(|(_, r)| r.is_idle()),
-        };
-        if let Some((of, receiver)) = receiver {
+        if let Some((of, receiver)) = super::receiver(&mut self.receivers, node) {
             *of = Some(node);
             if receiver.handle(now, pdu) {
                 self.event(MasterEvent::Datagram(node));

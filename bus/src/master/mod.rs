@@ -5,9 +5,11 @@
 //! `serial`; who sits where is decided in `seats`.
 
 mod can;
+mod serial;
 
+use crate::e2e::DataId;
 use crate::message::*;
-use crate::seats::{Device, Seats};
+use crate::seats::{Device, Heard, Seats};
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
 use crate::slave::earliest;
 use crate::{Busy, Schedule};
@@ -35,7 +37,16 @@ const SESSIONS: usize = 2;
 /// The master's end of the bus.
 pub struct MasterLink {
     core: Core,
-    can: can::Can,
+    medium: Medium,
+}
+
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, and no heap to box it"
+)]
+enum Medium {
+    Can(can::Can),
+    Serial(serial::Serial),
 }
 
 struct Core {
@@ -63,7 +74,11 @@ impl MasterLink {
             ..schedule
         };
         Self {
-            can: can::Can::new(&schedule),
+            medium: if schedule.can() {
+                Medium::Can(can::Can::new(&schedule))
+            } else {
+                Medium::Serial(serial::Serial::new(&schedule))
+            },
             core: Core {
                 schedule,
                 seats: Seats::new(),
@@ -84,23 +99,33 @@ impl MasterLink {
     /// A frame came; `now` is its end.
     pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
         self.handle_timeout(now);
-        self.can.handle_frame(&mut self.core, now, frame);
+        if let Medium::Can(can) = &mut self.medium {
+            can.handle_frame(&mut self.core, now, frame);
+        }
     }
 
     /// The frame in this mailbox is on the wire, completely and acknowledged.
     pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
         self.handle_timeout(now);
-        self.can.handle_sent(now, mailbox);
+        if let Medium::Can(can) = &mut self.medium {
+            can.handle_sent(now, mailbox);
+        }
     }
 
     /// Bytes came over RS485; `now` is the end of the last one's stop bit.
-    pub fn handle_serial(&mut self, now: Instant, _bytes: &[u8]) {
+    pub fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
         self.handle_timeout(now);
+        if let Medium::Serial(serial) = &mut self.medium {
+            serial.handle_bytes(&mut self.core, now, bytes);
+        }
     }
 
     /// The line was held at the start-bit level for longer than a character.
     pub fn handle_break(&mut self, now: Instant) {
         self.handle_timeout(now);
+        if let Medium::Serial(serial) = &mut self.medium {
+            serial.handle_break(&mut self.core, now);
+        }
     }
 
     /// Early and repeated calls are harmless.
@@ -109,7 +134,10 @@ impl MasterLink {
         let at = *self.core.cycle_at.get_or_insert(now);
         if now >= at {
             self.core.start_cycle(now, at);
-            self.can.start_cycle(&mut self.core);
+            match &mut self.medium {
+                Medium::Can(can) => can.start_cycle(&mut self.core),
+                Medium::Serial(serial) => serial.start_cycle(&mut self.core),
+            }
         }
     }
 
@@ -159,7 +187,7 @@ impl MasterLink {
         }
         let free = self.core.senders.iter_mut().find(|(_, s)| s.is_idle());
         let (of, sender) = free.ok_or(Busy)?;
-        sender.load(datagram)?;
+        sender.load(self.core.now.unwrap_or_default(), datagram)?;
         *of = Some(node);
         Ok(())
     }
@@ -176,17 +204,23 @@ impl MasterLink {
     /// confirmed nor refused is taken as given up.
     pub fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
         self.handle_timeout(now);
-        let frame = self.can.poll(&mut self.core, now, mailbox)?;
+        let Medium::Can(can) = &mut self.medium else {
+            return None;
+        };
+        let frame = can.poll(&mut self.core, now, mailbox)?;
         Some(CanOut {
             frame,
             sampled_at: None,
         })
     }
 
-    /// What to put on the RS485 line.
+    /// What to put on the RS485 line; ask until there is nothing.
     pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
         self.handle_timeout(now);
-        None
+        match &mut self.medium {
+            Medium::Can(_) => None,
+            Medium::Serial(serial) => serial.poll(&mut self.core, now),
+        }
     }
 
     /// News for the core above; ask until there are none.
@@ -205,7 +239,10 @@ impl MasterLink {
             later(core.cycle_at),
             later(Some(core.seats.scan_at()).filter(|t| *t < Instant::MAX)),
             later(core.sessions_timeout()),
-            later(self.can.poll_timeout(core)),
+            later(match &self.medium {
+                Medium::Can(can) => can.poll_timeout(core),
+                Medium::Serial(serial) => serial.poll_timeout(),
+            }),
         ])
     }
 
@@ -290,9 +327,72 @@ impl Core {
         }
     }
 
+    /// A slave's message whose check is good. When it is delivered: how many are missing before it.
+    fn receive(
+        &mut self,
+        now: Instant,
+        id: DataId,
+        counter: (u8, u8),
+        message: Message,
+    ) -> Option<u8> {
+        let node = NodeId::new(id.node())?;
+        let seats = &mut self.seats;
+        match seats.hear(now, &self.schedule, self.cycle, node, id.class(), counter) {
+            Heard::Fresh(lost) => {
+                if lost > 0 {
+                    self.stats.lost += u64::from(lost);
+                    self.event(MasterEvent::Rejected {
+                        node,
+                        fault: E2eFault::Lost(lost),
+                    });
+                }
+                self.stats.received += 1;
+                self.event(MasterEvent::Message(message));
+                return Some(lost);
+            }
+            Heard::Fault(fault) => self.reject(node, fault),
+            Heard::Babble => self.quarantine(now, node, None),
+            Heard::Stranger => {}
+        }
+        None
+    }
+
+    /// A message that failed its check, from a seat that has a member.
+    fn reject(&mut self, node: NodeId, fault: E2eFault) {
+        if self.seats.member(node).is_some() {
+            self.stats.rejected += 1;
+            self.event(MasterEvent::Rejected { node, fault });
+        }
+    }
+
+    /// Whether any datagram is under way, or one that came waits to be read.
+    fn has_datagrams(&self) -> bool {
+        self.senders.iter().any(|(_, s)| !s.is_idle())
+            || self.receivers.iter().any(|(_, r)| !r.is_idle())
+    }
+
+    fn has_datagram_of(&self, node: NodeId) -> bool {
+        let mut senders = self.senders.iter();
+        let mut receivers = self.receivers.iter();
+        senders.any(|(of, s)| *of == Some(node) && !s.is_idle())
+            || receivers.any(|(of, r)| *of == Some(node) && !r.is_idle())
+    }
+
     fn sessions_timeout(&self) -> Option<Instant> {
         let senders = self.senders.iter().filter_map(|(_, s)| s.poll_timeout());
         let receivers = self.receivers.iter().filter_map(|(_, r)| r.poll_timeout());
         senders.chain(receivers).min()
     }
+}
+
+/// The receiver that a slave's datagram is in, or a free one.
+fn receiver(
+    receivers: &mut [(Option<NodeId>, DatagramReceiver); SESSIONS],
+    node: NodeId,
+) -> Option<&mut (Option<NodeId>, DatagramReceiver)> {
+    let index = receivers
+        .iter()
+        .position(|(of, r)| *of == Some(node) && !r.is_idle())
+        .or_else(|| receivers.iter().position(|(_, r)| r.is_idle()))?;
+    receivers.get_mut(index)
 }

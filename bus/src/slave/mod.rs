@@ -16,10 +16,13 @@
 //! Only a member speaks cyclically; a trip goes out from everywhere but `Held`.
 
 mod can;
+mod serial;
 
 use crate::budget::Budget;
 use crate::join::{self, Description, PROTOCOL_VERSION};
 use crate::message::*;
+pub(crate) use serial::signal;
+
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
 use crate::{Busy, Schedule};
 use heapless::{Deque, Vec};
@@ -43,7 +46,16 @@ pub struct SlaveStats {
 /// One slave's end of the bus.
 pub struct SlaveLink {
     core: Core,
-    can: can::Can,
+    medium: Medium,
+}
+
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, and no heap to box it"
+)]
+enum Medium {
+    Can(can::Can),
+    Serial(serial::Serial),
 }
 
 /// What the link is, independent of the medium.
@@ -106,7 +118,11 @@ impl SlaveLink {
         };
         let quarter = Duration::from_nanos(schedule.cycle.as_nanos() / 4);
         Self {
-            can: can::Can::new(&schedule, capabilities),
+            medium: if schedule.can() {
+                Medium::Can(can::Can::new(&schedule, capabilities))
+            } else {
+                Medium::Serial(serial::Serial::new(&schedule))
+            },
             core: Core {
                 schedule,
                 uid,
@@ -138,41 +154,58 @@ impl SlaveLink {
     /// A frame that passed [`crate::slave_accepts`] came; `now` is its end.
     pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
         self.handle_timeout(now);
-        self.can.handle_frame(&mut self.core, now, frame);
+        if let Medium::Can(can) = &mut self.medium {
+            can.handle_frame(&mut self.core, now, frame);
+        }
     }
 
     /// The frame in this mailbox is on the wire, completely and acknowledged.
     pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
         self.handle_timeout(now);
-        self.can.handle_sent(&mut self.core, now, mailbox);
+        if let Medium::Can(can) = &mut self.medium {
+            can.handle_sent(&mut self.core, now, mailbox);
+        }
     }
 
     /// Bytes came over RS485; `now` is the end of the last one's stop bit.
-    pub fn handle_serial(&mut self, now: Instant, _bytes: &[u8]) {
+    pub fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
         self.handle_timeout(now);
+        if let Medium::Serial(serial) = &mut self.medium {
+            serial.handle_bytes(&mut self.core, now, bytes);
+        }
     }
 
     /// The line was held at the start-bit level for longer than a character.
     pub fn handle_break(&mut self, now: Instant) {
         self.handle_timeout(now);
+        if let Medium::Serial(serial) = &mut self.medium {
+            serial.handle_break(&mut self.core, now);
+        }
     }
 
     /// Early and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.core.handle_timeout(now);
-        self.can.handle_timeout(&mut self.core, now);
+        match &mut self.medium {
+            Medium::Can(can) => can.handle_timeout(&mut self.core, now),
+            Medium::Serial(serial) => serial.handle_timeout(&mut self.core, now),
+        }
     }
 
     /// The newest measurement; sent at its next turn.
     pub fn set_state(&mut self, sampled_at: Instant, state: &State) {
         self.core.state = Some((sampled_at, *state));
-        self.can.handle_sample(&mut self.core, sampled_at);
+        if let Medium::Can(can) = &mut self.medium {
+            can.handle_sample(&mut self.core, sampled_at);
+        }
     }
 
     /// The ranges that [`SlaveEvent::RangeNow`] asked for.
     pub fn set_ranges(&mut self, sampled_at: Instant, ranges: &Ranges) {
         self.core.ranges = Some((sampled_at, *ranges));
-        self.can.handle_ranges(&mut self.core);
+        if let Medium::Can(can) = &mut self.medium {
+            can.handle_ranges(&mut self.core);
+        }
     }
 
     /// This slave has opened its gate: tell everybody.
@@ -192,7 +225,10 @@ impl SlaveLink {
     /// Sends up to 2048 bytes to the master.
     pub fn send_datagram(&mut self, datagram: &[u8]) -> Result<(), Busy> {
         match self.core.seat {
-            Seat::Member { .. } => self.core.sender.load(datagram),
+            Seat::Member { .. } => {
+                let now = self.core.now.unwrap_or_default();
+                self.core.sender.load(now, datagram)
+            }
             Seat::Seeking { .. } | Seat::Held { .. } => Err(Busy),
         }
     }
@@ -206,13 +242,19 @@ impl SlaveLink {
     /// confirmed nor refused is taken as given up.
     pub fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
         self.handle_timeout(now);
-        self.can.poll(&mut self.core, now, mailbox)
+        match &mut self.medium {
+            Medium::Can(can) => can.poll(&mut self.core, now, mailbox),
+            Medium::Serial(_) => None,
+        }
     }
 
-    /// What to put on the RS485 line.
+    /// What to put on the RS485 line; ask until there is nothing.
     pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
         self.handle_timeout(now);
-        None
+        match &mut self.medium {
+            Medium::Can(_) => None,
+            Medium::Serial(serial) => serial.poll(&mut self.core, now),
+        }
     }
 
     /// News for the core above; ask until there are none.
@@ -227,7 +269,10 @@ impl SlaveLink {
         };
         earliest([
             self.core.poll_timeout(now),
-            self.can.poll_timeout(&self.core, now),
+            match &self.medium {
+                Medium::Can(can) => can.poll_timeout(&self.core, now),
+                Medium::Serial(serial) => serial.poll_timeout(&self.core, now),
+            },
         ])
     }
 
@@ -432,12 +477,25 @@ impl Core {
         }
     }
 
-    /// A span below `limit`. What the cells measure makes two devices differ whose ids are the same.
+    /// A claim goes out in a join slot: the next one in the next superframe.
+    fn claimed_in_slot(&mut self, now: Instant) {
+        self.claim();
+        if let Seat::Seeking { claim_at, .. } = &mut self.seat {
+            *claim_at = now;
+        }
+    }
+
+    /// A span below `limit`.
     fn random(&self, salt: u64, limit: Duration) -> Duration {
+        let ns = self.noise(salt).checked_rem(limit.as_nanos());
+        Duration::from_nanos(ns.unwrap_or(0))
+    }
+
+    /// What the cells measure makes two devices differ whose ids are the same.
+    fn noise(&self, salt: u64) -> u64 {
         let cells = self.state.iter().flat_map(|(_, s)| s.cells.0);
-        let seed = join::mix(self.uid.get() ^ salt);
-        let hash = cells.fold(seed, |h, mv| join::mix(h ^ mv.map_or(0, |mv| mv.0.into())));
-        Duration::from_nanos(hash.checked_rem(limit.as_nanos()).unwrap_or(0))
+        let seed = join::mix(self.uid.get() ^ join::mix(salt));
+        cells.fold(seed, |h, mv| join::mix(h ^ mv.map_or(0, |mv| mv.0.into())))
     }
 
     fn handle_timeout(&mut self, now: Instant) {

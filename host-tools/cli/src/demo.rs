@@ -61,7 +61,7 @@ pub struct Args {
     /// No page
     #[arg(long)]
     headless: bool,
-    /// Stop after so long (default: at Ctrl-C)
+    /// Stop after so long, or at Ctrl-C before
     #[arg(long)]
     seconds: Option<f64>,
     /// One line of JSON when all has started, one at the end
@@ -252,9 +252,10 @@ async fn live(args: Args, world: World, masters: u32, certs: &Path) -> Result<()
     };
     say_started(&args, &started)?;
     let began = Instant::now();
-    match args.seconds {
-        Some(s) => tokio::time::sleep(Duration::from_secs_f64(s.clamp(0.0, 1e9))).await,
-        None => tokio::signal::ctrl_c().await?,
+    let end = Duration::from_secs_f64(args.seconds.unwrap_or(1e9).clamp(0.0, 1e9));
+    tokio::select! {
+        () = tokio::time::sleep(end) => {}
+        done = tokio::signal::ctrl_c() => done?,
     }
     stop.store(true, Ordering::Relaxed);
     let seconds = began.elapsed().as_secs_f64();

@@ -70,7 +70,11 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let done = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return refuse(&e),
+    };
+    let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Sim(args) => sim::run(args),
         Command::Replay(command) => replay::run(command),
@@ -91,4 +95,27 @@ fn main() -> ExitCode {
             ExitCode::from(if bad_input { 2 } else { 1 })
         }
     }
+}
+
+/// Says what is wrong with the arguments in one line, or prints the help that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as Bare;
+    if !error.use_stderr() || error.kind() == Bare {
+        // Whoever closed the pipe does not want it.
+        let _ = error.print();
+    } else {
+        // The parser says what is wrong in its first paragraph; usage and tips follow.
+        let text = error.to_string();
+        let first: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .take_while(|l| !l.is_empty())
+            .collect();
+        let what = first.join(" ");
+        eprintln!(
+            "helio: {}; see helio help",
+            what.strip_prefix("error: ").unwrap_or(&what)
+        );
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

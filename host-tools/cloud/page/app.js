@@ -40,7 +40,11 @@ function take(view) {
   showMasters(view.masters);
   if (view.name == null) {
     known.view = view;
-    wait(view.broker ? "Connected to the broker; no master has been heard yet." : "Waiting for the broker …");
+    wait(
+      view.masters.length ? `No master called ${master} has been heard; choose one above.`
+        : view.broker ? "Connected to the broker; no master has been heard yet."
+          : "Waiting for the broker …",
+    );
     return links();
   }
   wait(null);
@@ -227,7 +231,8 @@ function links() {
   for (const li of $("chain").children) {
     const link = li.dataset.link;
     const ok = Boolean(state[link]);
-    const hidden = !ok && next[link] && !state[next[link]];
+    const nobody = view?.name == null && (link === "bridge" || link === "master");
+    const hidden = !ok && (nobody || (next[link] && !state[next[link]]));
     const is = ok ? "" : hidden ? "unknown" : "down";
     if (li.className !== is) li.className = is;
     const word = ok ? "connected" : hidden ? "unknown" : "out of reach";

@@ -249,7 +249,8 @@ impl Rack {
             topology: Topology {
                 expected,
                 strings: plan.strings,
-                match_mv: 2_000,
+                // 20 mV a cell for a string of 256.
+                match_mv: 5_000,
                 settle: Duration::from_millis(500),
             },
             cell: plan.cell,

@@ -1,0 +1,365 @@
+//! The master on RS485: beats time with the beacon, listens in the slots, answers who wants to join.
+//!
+//! ```text
+//! beacon + orders, then for each pair of windows: word to a slave -- its answer
+//!                  then for each join slot in which something is heard: assign, release or split
+//! ```
+
+use super::Core;
+use crate::Schedule;
+use crate::join::Description;
+use crate::message::*;
+use crate::segment::Numbers;
+use crate::slave::signal;
+use crate::superframe::{
+    self, Answer, Beacon, Bytes, Decoded, Extra, Frame, MAX_DEPTH, MAX_ORDERS, MAX_PAIRS, Parser,
+    Plan, Role, Timing,
+};
+use helio_units::{Duration, Instant, NodeId, Uid};
+
+/// Depth at which a cold rack starts to join.
+const COLD: u8 = 5;
+/// Members are asked for answers at every turn for so long after the last fragment.
+const LIVELY: Duration = Duration::from_millis(1_000);
+/// Join slots that are never given to datagrams.
+const JOINS: u16 = 2;
+
+pub(super) struct Serial {
+    timing: Timing,
+    parser: Parser,
+    beacon_due: bool,
+    plan: Option<Plan>,
+    /// Next pair of windows.
+    pair: u8,
+    /// Whom the last pair asked.
+    turn: usize,
+    /// Members with whom datagrams were exchanged up to then: they are asked first, because an
+    /// answer follows a question.
+    lively: (u128, Instant),
+    /// What was heard in the join slot under way, and when to answer.
+    joining: Option<(Instant, Option<(Uid, Description)>)>,
+    /// Groups of claims that are still to be resolved, and the slot up to which that counts.
+    groups: (u32, u16),
+    split: bool,
+    depth: u8,
+    numbers: [Numbers; 127],
+    /// Our clock at the end of the last beacon, µs.
+    previous_us: u32,
+    beacon_counter: u8,
+    /// By receiver, 0 for all.
+    order_counters: [u8; 128],
+}
+
+impl Serial {
+    pub(super) fn new(schedule: &Schedule) -> Self {
+        Self {
+            timing: Timing::of(schedule.kind),
+            parser: Parser::new(),
+            beacon_due: false,
+            plan: None,
+            pair: 0,
+            turn: 0,
+            lively: (0, Instant::ZERO),
+            joining: None,
+            groups: (0, 0),
+            split: false,
+            depth: COLD,
+            numbers: [Numbers::default(); 127],
+            previous_us: 0,
+            beacon_counter: 0,
+            order_counters: [0; 128],
+        }
+    }
+
+    pub(super) fn start_cycle(&mut self, core: &mut Core) {
+        core.stats.overwritten += u64::from(self.beacon_due);
+        self.beacon_due = true;
+        self.joining = None;
+        self.parser.clear();
+        self.close_joining();
+    }
+
+    pub(super) fn handle_bytes(&mut self, core: &mut Core, now: Instant, bytes: &[u8]) {
+        if let Some(plan) = &self.plan
+            && let Some(slot) = plan.join_at(now)
+            && let Some(start) = plan.join(slot)
+        {
+            let at = start + self.timing.answer();
+            let claim = self.joining.filter(|(due, _)| *due == at);
+            self.joining = Some((at, claim.and_then(|(_, claim)| claim)));
+        }
+        self.parser.push(&self.timing, now, bytes);
+        while let Some((decoded, _)) = self.parser.next(&self.timing, core.schedule.seats) {
+            self.handle_frame(core, now, decoded);
+        }
+    }
+
+    fn handle_frame(&mut self, core: &mut Core, now: Instant, decoded: Decoded) {
+        let Decoded { id, counter, frame } = decoded;
+        match frame {
+            Frame::Claim { uid, description } => {
+                if let Some((_, claim)) = &mut self.joining {
+                    *claim = Some((uid, description));
+                }
+            }
+            Frame::State(node, state, extra) => {
+                let message = Message::State(node, state);
+                self.handle_state(core, now, (id, counter), node, message, extra);
+            }
+            Frame::Summary(node, summary, extra) => {
+                let message = Message::Summary(node, summary);
+                self.handle_state(core, now, (id, counter), node, message, extra);
+            }
+            Frame::Ranges { node, ranges, .. } => {
+                core.receive(now, id, (counter, 0xff), Message::Ranges(node, ranges));
+            }
+            Frame::ToMaster(node, fragment) => {
+                if core.seats.member(node).is_none() {
+                    return;
+                }
+                let Some(numbers) = self.numbers.get_mut(node.index()) else {
+                    return;
+                };
+                let sender = core.senders.iter_mut().find(|(of, _)| *of == Some(node));
+                let sender = sender.map(|(_, sender)| sender);
+                let receiver = super::receiver(&mut core.receivers, node);
+                let wants = fragment.sequence.is_some();
+                let receiver = receiver.filter(|_| wants).map(|(of, receiver)| {
+                    *of = Some(node);
+                    receiver
+                });
+                if numbers.handle(now, &fragment, sender, receiver) {
+                    core.event(MasterEvent::Datagram(node));
+                }
+            }
+            // Our own kind: another master, or an echo.
+            Frame::Beacon(_) | Frame::Order(_) | Frame::Answer(_) | Frame::ToSlave(..) => {}
+        }
+    }
+
+    fn handle_state(
+        &mut self,
+        core: &mut Core,
+        now: Instant,
+        (id, counter): (crate::e2e::DataId, u8),
+        node: NodeId,
+        message: Message,
+        extra: Extra,
+    ) {
+        if let Some(event) = core.seats.taken(now, &core.schedule, node) {
+            if let Some(numbers) = self.numbers.get_mut(node.index()) {
+                *numbers = Numbers::default();
+            }
+            core.event(event);
+        }
+        let Some(lost) = core.receive(now, id, (counter, 0xff), message) else {
+            return;
+        };
+        // Said twice: the second one counts when the first is missing.
+        if let Some(alarm) = extra.alarm.filter(|_| !extra.repeated || lost > 0) {
+            core.event(MasterEvent::Message(Message::Alarm(node, alarm)));
+        }
+        if extra.over_budget {
+            core.quarantine(now, node, None);
+        }
+    }
+
+    pub(super) fn handle_break(&mut self, core: &mut Core, now: Instant) {
+        self.parser.clear();
+        let Some(plan) = &self.plan else {
+            return;
+        };
+        if plan.in_minislot(now) {
+            core.event(MasterEvent::Trip);
+        } else if let Some(start) = plan.join_at(now).and_then(|slot| plan.join(slot)) {
+            // Claims that met can look like a break.
+            let at = start + self.timing.answer();
+            if now <= at && self.joining.is_none() {
+                self.joining = Some((at, None));
+            }
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
+        let window = window.map(|(ours, _)| ours);
+        let answer = self.joining.map(|(at, _)| at);
+        crate::slave::earliest([window, answer])
+    }
+
+    pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
+        if self.beacon_due {
+            self.beacon_due = false;
+            let bytes = self.compose_beacon(core, now);
+            return Some(signal(now, &bytes, None));
+        }
+        let seats = core.schedule.seats;
+        if let Some((at, claim)) = self.joining.filter(|(at, _)| now >= *at) {
+            self.joining = None;
+            self.parser.clear();
+            let answer = self.answer(core, now, at, claim)?;
+            let bytes = superframe::encode(&Frame::Answer(answer), 0, seats);
+            return self.in_time(at, now).then(|| signal(at, &bytes, None));
+        }
+        let (at, _) = self.plan.as_ref()?.pair(self.pair).filter(|p| now >= p.0)?;
+        self.pair += 1;
+        if !self.in_time(at, now) {
+            return None;
+        }
+        let node = self.next_turn(core, now)?;
+        let ready = super::receiver(&mut core.receivers, node).is_some_and(|(_, r)| r.ready());
+        let sender = core.senders.iter_mut().find(|(of, _)| *of == Some(node));
+        let sender = sender.map(|(_, sender)| sender);
+        let fragment = self.numbers.get_mut(node.index())?.poll(sender, ready);
+        let bytes = superframe::encode(&Frame::ToSlave(node, fragment), 0, seats);
+        Some(signal(at, &bytes, None))
+    }
+
+    fn in_time(&self, at: Instant, now: Instant) -> bool {
+        now.since(at).as_nanos() * 2 <= self.timing.guard.as_nanos()
+    }
+
+    /// Beacon and orders, and the plan that follows from them.
+    fn compose_beacon(&mut self, core: &mut Core, now: Instant) -> Bytes {
+        let schedule = core.schedule;
+        let mut roles = [Role::default(); 127];
+        let mut members = false;
+        for index in 0..schedule.seats {
+            let node = NodeId::new(index + 1);
+            let slot = node.and_then(|node| core.seats.slot(node));
+            if let (Some(c), Some(role)) = (slot, roles.get_mut(usize::from(index))) {
+                *role = Role::of(c);
+                members = true;
+            }
+        }
+        let mut orders = heapless::Vec::<Command, MAX_ORDERS>::new();
+        while !orders.is_full() {
+            let quarantine = core.seats.next_quarantine(now).map(|(node, hold)| Command {
+                to: Some(node),
+                order: Order::Quarantine(hold),
+            });
+            let Some(order) = quarantine.or_else(|| core.commands.pop_front()) else {
+                break;
+            };
+            let _ = orders.push(order);
+        }
+        let mut beacon = Beacon {
+            sync: Sync {
+                cycle: core.cycle,
+                tag: core.tag(),
+                previous_us: self.previous_us,
+            },
+            orders: orders.len() as u8,
+            pairs: 0,
+            depth: self.depth,
+            roles,
+        };
+        let end = now + self.timing.beacon(schedule.seats);
+        let plan =
+            |beacon: &Beacon| Plan::new(schedule.kind, schedule.seats, schedule.cycle, beacon, end);
+        // One pair keeps asking round; all that fit when there is something to carry.
+        if members {
+            if now >= self.lively.1 {
+                self.lively.0 = 0;
+            }
+            let busy = self.lively.0 != 0 || core.has_datagrams();
+            beacon.pairs = if busy { MAX_PAIRS } else { 1 };
+            while beacon.pairs > 1 && plan(&beacon).joins < JOINS {
+                beacon.pairs -= 1;
+            }
+        }
+        let mut next = plan(&beacon);
+        while beacon.depth > 0 && 1u32 << beacon.depth > next.joins.into() {
+            beacon.depth -= 1;
+            next.depth = beacon.depth;
+        }
+        self.previous_us = (end.as_micros() & 0xfff_ffff) as u32;
+        self.beacon_counter = self.beacon_counter.wrapping_add(1);
+        self.pair = 0;
+        self.groups = (1 << beacon.depth, 0);
+        self.split = false;
+        self.plan = Some(next);
+        let seats = schedule.seats;
+        let mut bytes = superframe::encode(&Frame::Beacon(beacon), self.beacon_counter, seats);
+        for order in orders {
+            let to = order.to.map_or(0, |node| usize::from(node.get()));
+            let mut count = 0;
+            if let Some(counter) = self.order_counters.get_mut(to) {
+                *counter = counter.wrapping_add(1);
+                count = *counter;
+            }
+            let frame = superframe::encode(&Frame::Order(order), count, seats);
+            let _ = bytes.extend_from_slice(&frame);
+        }
+        bytes
+    }
+
+    /// Whom the next pair of windows is for: who has a datagram under way or had a moment ago,
+    /// else all in turn.
+    fn next_turn(&mut self, core: &Core, now: Instant) -> Option<NodeId> {
+        let seats = usize::from(core.schedule.seats);
+        let mut fallback = None;
+        for step in 1..=seats {
+            let index = (self.turn + step).checked_rem(seats)?;
+            let Some(node) = NodeId::new(index as u8 + 1) else {
+                continue;
+            };
+            if core.seats.member(node).is_none() {
+                continue;
+            }
+            let busy = core.has_datagram_of(node);
+            if busy {
+                self.lively.0 |= 1 << index;
+                self.lively.1 = now + LIVELY;
+            }
+            if busy || self.lively.0 >> index & 1 != 0 {
+                self.turn = index;
+                return Some(node);
+            }
+            fallback = fallback.or(Some((index, node)));
+        }
+        let (index, node) = fallback?;
+        self.turn = index;
+        Some(node)
+    }
+
+    /// What to say to the claim, or the mixture of claims, in a join slot.
+    fn answer(
+        &mut self,
+        core: &mut Core,
+        now: Instant,
+        at: Instant,
+        claim: Option<(Uid, Description)>,
+    ) -> Option<Answer> {
+        let slot = self.plan.as_ref().and_then(|p| p.join_at(at)).unwrap_or(0);
+        let idle = u32::from(slot.saturating_sub(self.groups.1));
+        self.groups.0 = self.groups.0.saturating_sub(idle);
+        self.groups.1 = slot + 1;
+        let Some((uid, description)) = claim else {
+            self.groups.0 += 1;
+            self.split = true;
+            return Some(Answer::Split);
+        };
+        self.groups.0 = self.groups.0.saturating_sub(1);
+        let schedule = core.schedule;
+        match core.seats.claim_described(now, &schedule, uid, description) {
+            Ok(node) => Some(Answer::Assign { node, uid }),
+            Err(Some(reason)) => Some(Answer::Release { uid, reason }),
+            Err(None) => None,
+        }
+    }
+
+    /// The superframe is over: how finely the next one divides those who want to join.
+    fn close_joining(&mut self) {
+        let Some(plan) = &self.plan else {
+            return;
+        };
+        let idle = u32::from(plan.joins.saturating_sub(self.groups.1));
+        let unresolved = self.groups.0 > idle;
+        self.depth = match (unresolved, self.split) {
+            (true, _) => (self.depth + 1).min(MAX_DEPTH),
+            (false, true) => self.depth,
+            (false, false) => self.depth.saturating_sub(2),
+        };
+    }
+}

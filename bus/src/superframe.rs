@@ -1,0 +1,725 @@
+//! RS485: how frames are spelt, and where in the superframe everything has its place.
+//!
+//! ```text
+//! beacon+orders |m| state 1 |m| state 2 |m| ... | ranges 1 |m| ... | to slave |m| to master |m| ... | join |m| join |m| ...
+//! master         '- minislot: whoever trips holds the line low      '- master's window, one pair or more   '- claim, answer
+//! ```
+//!
+//! The beacon tells which seats speak and how long they are, so everyone who heard it knows
+//! every place until the next one; who did not hear it is silent. Between two senders lies a
+//! guard time for switching drivers and for crystals that differ by 100 ppm.
+//!
+//! A frame is `type 8 | node 8 | counter 8 | payload | CRC-32C 32`. It has no length: the type
+//! fixes it. A receiver that lost its place tries every byte as the first of a frame.
+
+use crate::bits::{Reader, Writer};
+use crate::e2e::{DataId, check32};
+use crate::join::{Description, reason, reason_code};
+use crate::message::*;
+use crate::wire::{self, class};
+use helio_units::{Duration, Instant, NodeId, Uid};
+
+/// Type bytes: the class, marked; then what only RS485 has.
+mod kind {
+    use crate::wire::class;
+    pub const BEACON: u8 = 0xa0 | class::SYNC;
+    pub const ORDER: u8 = 0xa0 | class::COMMAND;
+    pub const SUMMARY: u8 = 0xa0 | class::SUMMARY;
+    pub const FEW_RANGES: u8 = 0xa0 | class::RANGES;
+    pub const STATE: u8 = 0xa0 | class::STATE;
+    pub const ALL_RANGES: u8 = 0xa0 | class::ALL_RANGES;
+    pub const CLAIM: u8 = 0xc1;
+    pub const ANSWER: u8 = 0xc2;
+    pub const TO_SLAVE: u8 = 0xc4;
+    pub const TO_MASTER: u8 = 0xc8;
+}
+
+const HEAD: usize = 3;
+const CHECK: usize = 4;
+const ORDER_LEN: usize = HEAD + 5 + CHECK;
+const SUMMARY_LEN: usize = HEAD + 11 + CHECK;
+const STATE_LEN: usize = HEAD + 48 + CHECK;
+const FEW_RANGES_LEN: usize = HEAD + 10 + CHECK;
+const ALL_RANGES_LEN: usize = HEAD + 34 + CHECK;
+const CLAIM_LEN: usize = HEAD + 11 + CHECK;
+const ANSWER_LEN: usize = HEAD + 8 + CHECK;
+const FRAGMENT_LEN: usize = STATE_LEN;
+/// Anchors in a short frame of ranges.
+const FEW: usize = 4;
+/// Data bytes of a fragment.
+pub const FRAGMENT_DATA: usize = FRAGMENT_LEN - HEAD - CHECK - 4;
+/// Orders that follow a beacon at most.
+pub const MAX_ORDERS: usize = 2;
+/// Window pairs that a beacon can announce.
+pub const MAX_PAIRS: u8 = 15;
+/// Largest depth at which joining starts.
+pub const MAX_DEPTH: u8 = 7;
+
+/// Bytes on their way to or from the line.
+pub type Bytes = heapless::Vec<u8, MAX_SERIAL>;
+
+/// What one seat says in a superframe; four bits of the beacon. 0 is nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Role(u8);
+
+impl Role {
+    /// What a slave with these capabilities says.
+    pub fn of(c: Capabilities) -> Self {
+        let state = if c.cells > 0 || c.temps > 0 { 2 } else { 1 };
+        let ranges = match usize::from(c.anchors) {
+            0 => 0,
+            1..=FEW => 1,
+            _ => 2,
+        };
+        Self(state | ranges << 2)
+    }
+    fn state_len(self) -> Option<usize> {
+        match self.0 & 3 {
+            1 => Some(SUMMARY_LEN),
+            2 => Some(STATE_LEN),
+            _ => None,
+        }
+    }
+    /// Whether ranges go in the short frame.
+    pub fn few(self) -> bool {
+        self.0 >> 2 == 1
+    }
+    fn ranges_len(self) -> Option<usize> {
+        match self.0 >> 2 {
+            1 => Some(FEW_RANGES_LEN),
+            2 => Some(ALL_RANGES_LEN),
+            _ => None,
+        }
+    }
+}
+
+/// Start of a superframe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beacon {
+    pub sync: Sync,
+    /// Orders that follow at once, `0..=2`.
+    pub orders: u8,
+    /// Pairs of management windows.
+    pub pairs: u8,
+    /// Slaves that want to join start in one of `2^depth` groups.
+    pub depth: u8,
+    /// By seat.
+    pub roles: [Role; 127],
+}
+
+/// What slaves say in their slot besides their state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    pub alarm: Option<Alarm>,
+    /// The same alarm as in the frame before.
+    pub repeated: bool,
+    /// The application above asks for more than its budget.
+    pub over_budget: bool,
+}
+
+/// Part of a datagram, and what was received of the other direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    /// There is data in it, and this is its number modulo 2.
+    pub sequence: Option<bool>,
+    /// Number that is expected next from the other side.
+    pub expects: bool,
+    /// The other side may send data.
+    pub ready: bool,
+    /// Length of the datagram if this is its first part.
+    pub first: Option<u16>,
+    pub data: heapless::Vec<u8, FRAGMENT_DATA>,
+}
+
+/// The master's word in a join slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Assign {
+        node: NodeId,
+        uid: Uid,
+    },
+    Release {
+        uid: Uid,
+        reason: LeaveReason,
+    },
+    /// Several claims met.
+    Split,
+}
+
+/// Any frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for one call; there is no heap"
+)]
+pub enum Frame {
+    Beacon(Beacon),
+    Order(Command),
+    Summary(NodeId, Summary, Extra),
+    State(NodeId, State, Extra),
+    Ranges {
+        node: NodeId,
+        ranges: Ranges,
+        /// In the short frame, which has room for four anchors.
+        few: bool,
+    },
+    Claim {
+        uid: Uid,
+        description: Description,
+    },
+    Answer(Answer),
+    ToSlave(NodeId, Fragment),
+    ToMaster(NodeId, Fragment),
+}
+
+/// Bytes of a frame by its type; `None` for what starts no frame.
+pub fn length(kind: u8, seats: u8) -> Option<usize> {
+    Some(match kind {
+        kind::BEACON => beacon_len(seats),
+        kind::ORDER => ORDER_LEN,
+        kind::SUMMARY => SUMMARY_LEN,
+        kind::STATE => STATE_LEN,
+        kind::FEW_RANGES => FEW_RANGES_LEN,
+        kind::ALL_RANGES => ALL_RANGES_LEN,
+        kind::CLAIM => CLAIM_LEN,
+        kind::ANSWER => ANSWER_LEN,
+        kind::TO_SLAVE | kind::TO_MASTER => FRAGMENT_LEN,
+        _ => return None,
+    })
+}
+
+/// Whether this type is only for the master.
+pub fn is_for_master(kind: u8) -> bool {
+    matches!(
+        kind,
+        kind::SUMMARY
+            | kind::STATE
+            | kind::FEW_RANGES
+            | kind::ALL_RANGES
+            | kind::CLAIM
+            | kind::TO_MASTER
+    )
+}
+
+fn beacon_len(seats: u8) -> usize {
+    HEAD + 8 + usize::from(seats.div_ceil(2)) + CHECK
+}
+
+/// Class and node under which a frame is checked and counted.
+fn data_id(kind: u8, node: u8) -> DataId {
+    match kind >> 4 {
+        0xa => DataId::new(kind & 0xf, node),
+        _ => DataId::new(class::JOIN, node),
+    }
+}
+
+/// Spells a frame. `seats` fixes the length of a beacon. The reason of a release travels as the
+/// counter.
+pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
+    let counter = match frame {
+        Frame::Answer(Answer::Release { reason, .. }) => reason_code(*reason),
+        Frame::Answer(_) => 0,
+        _ => counter,
+    };
+    let (kind, node) = match frame {
+        Frame::Beacon(_) => (kind::BEACON, 0),
+        Frame::Order(command) => (kind::ORDER, command.to.map_or(0, NodeId::get)),
+        Frame::Summary(node, ..) => (kind::SUMMARY, node.get()),
+        Frame::State(node, ..) => (kind::STATE, node.get()),
+        Frame::Ranges {
+            node, few: true, ..
+        } => (kind::FEW_RANGES, node.get()),
+        Frame::Ranges { node, .. } => (kind::ALL_RANGES, node.get()),
+        Frame::Claim { .. } => (kind::CLAIM, 0),
+        Frame::Answer(Answer::Assign { node, .. }) => (kind::ANSWER, node.get()),
+        Frame::Answer(_) => (kind::ANSWER, 0),
+        Frame::ToSlave(node, _) => (kind::TO_SLAVE, node.get()),
+        Frame::ToMaster(node, _) => (kind::TO_MASTER, node.get()),
+    };
+    seal(kind, node, counter, seats, |w| match frame {
+        Frame::Beacon(beacon) => {
+            wire::put_sync(w, &beacon.sync);
+            w.put(beacon.orders.into(), 2);
+            w.put(beacon.pairs.into(), 4);
+            w.put(beacon.depth.into(), 3);
+            w.put(0, 3);
+            let roles = beacon.roles.iter().take(seats.into());
+            roles.for_each(|role| w.put(role.0.into(), 4));
+        }
+        Frame::Order(command) => wire::put_order(w, command.order),
+        Frame::Summary(_, summary, extra) => {
+            wire::put_summary(w, summary, extra.alarm.is_some());
+            put_extra(w, extra);
+        }
+        Frame::State(_, state, extra) => {
+            wire::put_state(w, state, extra.alarm.is_some());
+            put_extra(w, extra);
+        }
+        Frame::Ranges { ranges, few, .. } => {
+            wire::put_ranges(w, ranges, if *few { FEW } else { MAX_ANCHORS });
+        }
+        Frame::Claim { uid, description } => {
+            put_uid(w, Some(*uid));
+            description.put(w);
+        }
+        Frame::Answer(Answer::Assign { uid, .. } | Answer::Release { uid, .. }) => {
+            put_uid(w, Some(*uid));
+        }
+        Frame::Answer(Answer::Split) => put_uid(w, None),
+        Frame::ToSlave(_, fragment) | Frame::ToMaster(_, fragment) => put_fragment(w, fragment),
+    })
+}
+
+fn seal(kind: u8, node: u8, counter: u8, seats: u8, payload: impl FnOnce(&mut Writer)) -> Bytes {
+    let mut bytes = Bytes::new();
+    let len = length(kind, seats).unwrap_or(0).min(MAX_SERIAL);
+    let _ = bytes.resize(len, 0);
+    let (body, check) = bytes.split_at_mut(len.saturating_sub(CHECK));
+    let mut w = Writer::new(body);
+    w.put(kind.into(), 8);
+    w.put(node.into(), 8);
+    w.put(counter.into(), 8);
+    payload(&mut w);
+    w.finish();
+    let sum = check32(data_id(kind, node), body).to_le_bytes();
+    for (to, from) in check.iter_mut().zip(sum) {
+        *to = from;
+    }
+    bytes
+}
+
+/// A frame whose check is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    pub id: DataId,
+    pub counter: u8,
+    pub frame: Frame,
+}
+
+/// Reads exactly one frame.
+pub fn decode(bytes: &[u8], seats: u8) -> Option<Decoded> {
+    let (body, check) = bytes.split_last_chunk::<CHECK>()?;
+    let [kind, node, counter, payload @ ..] = body else {
+        return None;
+    };
+    if length(*kind, seats)? != bytes.len() {
+        return None;
+    }
+    let id = data_id(*kind, *node);
+    if check32(id, body) != u32::from_le_bytes(*check) {
+        return None;
+    }
+    let seat = NodeId::new(*node);
+    let mut r = Reader::new(payload);
+    let r = &mut r;
+    let frame = match *kind {
+        kind::BEACON if seat.is_none() => {
+            let mut beacon = Beacon {
+                sync: wire::take_sync(r),
+                orders: r.take(2) as u8,
+                pairs: r.take(4) as u8,
+                depth: r.take(3) as u8,
+                roles: [Role(0); 127],
+            };
+            r.take(3);
+            let roles = beacon.roles.iter_mut().take(seats.into());
+            roles.for_each(|role| *role = Role(r.take(4) as u8));
+            Frame::Beacon(beacon)
+        }
+        kind::ORDER => Frame::Order(Command {
+            to: seat,
+            order: wire::take_order(r)?,
+        }),
+        kind::SUMMARY => {
+            let (summary, alarm) = wire::take_summary(r)?;
+            Frame::Summary(seat?, summary, take_extra(r, alarm))
+        }
+        kind::STATE => {
+            let (state, alarm) = wire::take_state(r)?;
+            Frame::State(seat?, state, take_extra(r, alarm))
+        }
+        kind::FEW_RANGES => Frame::Ranges {
+            node: seat?,
+            ranges: wire::take_ranges(r, FEW),
+            few: true,
+        },
+        kind::ALL_RANGES => Frame::Ranges {
+            node: seat?,
+            ranges: wire::take_ranges(r, MAX_ANCHORS),
+            few: false,
+        },
+        kind::CLAIM => Frame::Claim {
+            uid: take_uid(r)?,
+            description: Description::take(r),
+        },
+        kind::ANSWER => Frame::Answer(match (take_uid(r), seat, reason(*counter)) {
+            (Some(uid), Some(node), None) => Answer::Assign { node, uid },
+            (Some(uid), None, Some(reason)) => Answer::Release { uid, reason },
+            (None, None, None) => Answer::Split,
+            _ => return None,
+        }),
+        kind::TO_SLAVE => Frame::ToSlave(seat?, take_fragment(r)?),
+        kind::TO_MASTER => Frame::ToMaster(seat?, take_fragment(r)?),
+        _ => return None,
+    };
+    Some(Decoded {
+        id,
+        counter: *counter,
+        frame,
+    })
+}
+
+fn put_uid(w: &mut Writer, uid: Option<Uid>) {
+    let raw = uid.map_or(0, Uid::get);
+    w.put(raw as u32, 32);
+    w.put((raw >> 32) as u32, 32);
+}
+
+fn take_uid(r: &mut Reader) -> Option<Uid> {
+    let (low, high) = (r.take(32), r.take(32));
+    Uid::new(u64::from(high) << 32 | u64::from(low))
+}
+
+/// 34 bits; whether there is an alarm stands in the summary.
+fn put_extra(w: &mut Writer, extra: &Extra) {
+    w.put(extra.repeated.into(), 1);
+    w.put(extra.over_budget.into(), 1);
+    match &extra.alarm {
+        Some(alarm) => wire::put_alarm(w, alarm),
+        None => w.put(0, 32),
+    }
+}
+
+fn take_extra(r: &mut Reader, alarm: bool) -> Extra {
+    let (repeated, over_budget) = (r.flag(), r.flag());
+    let told = wire::take_alarm(r);
+    Extra {
+        alarm: alarm.then_some(told),
+        repeated,
+        over_budget,
+    }
+}
+
+fn put_fragment(w: &mut Writer, f: &Fragment) {
+    w.put(f.sequence.is_some().into(), 1);
+    w.put((f.sequence == Some(true)).into(), 1);
+    w.put(f.expects.into(), 1);
+    w.put(f.ready.into(), 1);
+    w.put(f.first.is_some().into(), 1);
+    w.put(0, 3);
+    w.put(f.data.len() as u32, 8);
+    w.put(f.first.unwrap_or(0).into(), 16);
+    f.data.iter().for_each(|byte| w.put((*byte).into(), 8));
+}
+
+fn take_fragment(r: &mut Reader) -> Option<Fragment> {
+    let (some, sequence, expects, ready) = (r.flag(), r.flag(), r.flag(), r.flag());
+    let first = r.flag();
+    r.take(3);
+    let (len, total) = (r.take(8), r.take(16));
+    let mut data = heapless::Vec::new();
+    for _ in 0..len {
+        data.push(r.take(8) as u8).ok()?;
+    }
+    Some(Fragment {
+        sequence: some.then_some(sequence),
+        expects,
+        ready,
+        first: first.then_some(total as u16),
+        data,
+    })
+}
+
+/// Finds frames in what the UART gives.
+#[derive(Clone, Debug)]
+pub struct Parser {
+    bytes: Bytes,
+    /// No frame starts before this byte.
+    from: usize,
+    /// End of the last byte.
+    last: Instant,
+}
+
+impl Parser {
+    pub const fn new() -> Self {
+        Self {
+            bytes: Bytes::new(),
+            from: 0,
+            last: Instant::ZERO,
+        }
+    }
+
+    /// Bytes came; `now` is the end of the last one.
+    pub fn push(&mut self, timing: &Timing, now: Instant, bytes: &[u8]) {
+        let start = now - timing.bytes(bytes.len());
+        // A frame has no gaps: what a pause cut off is not continued.
+        if start.since(self.last) > timing.bytes(2) {
+            self.clear();
+        }
+        self.last = now;
+        for byte in bytes {
+            if self.bytes.is_full() {
+                self.drop_front((self.bytes.len() / 2).max(1));
+            }
+            let _ = self.bytes.push(*byte);
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.from = 0;
+    }
+
+    /// The next frame, and its end.
+    pub fn next(&mut self, timing: &Timing, seats: u8) -> Option<(Decoded, Instant)> {
+        let mut at = self.from;
+        while at < self.bytes.len() {
+            let rest = self.bytes.get(at..).unwrap_or(&[]);
+            let len = rest.first().and_then(|kind| length(*kind, seats));
+            let whole = len.and_then(|len| rest.get(..len));
+            if let Some(decoded) = whole.and_then(|bytes| decode(bytes, seats)) {
+                let behind = rest.len() - len.unwrap_or(0);
+                self.drop_front(self.bytes.len() - behind);
+                return Some((decoded, self.last - timing.bytes(behind)));
+            }
+            let ruled_out = len.is_none() || whole.is_some();
+            if ruled_out && at == self.from {
+                self.from += 1;
+            }
+            at += 1;
+        }
+        None
+    }
+
+    fn drop_front(&mut self, count: usize) {
+        let len = self.bytes.len();
+        let count = count.min(len);
+        self.bytes.copy_within(count.., 0);
+        self.bytes.truncate(len - count);
+        self.from = self.from.saturating_sub(count);
+    }
+}
+
+/// Bit rate and the spaces between senders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    bit_ns: u64,
+    /// From the end of one sender to the start of the next.
+    pub guard: Duration,
+    /// How long a tripping slave holds the line low.
+    pub brk: Duration,
+}
+
+impl Timing {
+    /// Of an RS485 bus; that of 1 Mbaud for any other.
+    pub fn of(kind: BusKind) -> Self {
+        let us = Duration::from_micros;
+        match kind {
+            BusKind::Rs485At4M => Self {
+                bit_ns: 250,
+                guard: us(3),
+                brk: us(6),
+            },
+            _ => Self {
+                bit_ns: 1_000,
+                guard: us(6),
+                brk: us(20),
+            },
+        }
+    }
+
+    /// Duration of so many characters of 10 bits.
+    pub fn bytes(&self, count: usize) -> Duration {
+        Duration::from_nanos(self.bit_ns * 10 * count as u64)
+    }
+
+    /// From the start of a frame to the start of the next: minislot between two guards.
+    fn slot(&self, len: usize) -> Duration {
+        self.bytes(len) + self.mini()
+    }
+
+    fn mini(&self) -> Duration {
+        self.guard * 2 + self.brk
+    }
+
+    /// A join slot: claim, guard, answer, minislot.
+    fn join(&self) -> Duration {
+        self.bytes(CLAIM_LEN) + self.guard + self.slot(ANSWER_LEN)
+    }
+
+    /// From the start of a join slot to the master's answer.
+    pub fn answer(&self) -> Duration {
+        self.bytes(CLAIM_LEN) + self.guard
+    }
+
+    /// Beacon alone.
+    pub fn beacon(&self, seats: u8) -> Duration {
+        self.bytes(beacon_len(seats))
+    }
+}
+
+#[cfg(test)]
+/// Shortest superframe for `count` slaves of one kind, with one pair of management windows and
+/// `joins` places to join.
+pub fn shortest(kind: BusKind, seats: u8, c: Capabilities, count: u8, joins: u64) -> Duration {
+    let t = Timing::of(kind);
+    let role = Role::of(c);
+    let of = |len: Option<usize>| len.map_or(Duration::ZERO, |len| t.slot(len));
+    let slaves = (of(role.state_len()) + of(role.ranges_len())) * count.into();
+    let head = t.beacon(seats) + t.bytes(MAX_ORDERS * ORDER_LEN) + t.mini();
+    head + slaves + t.slot(FRAGMENT_LEN) * 2 + t.join() * joins + t.guard * 2
+}
+
+/// A place in the superframe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Beacon and orders are over.
+    Head,
+    State(NodeId),
+    Ranges(NodeId),
+    ToSlave,
+    ToMaster,
+    Join,
+}
+
+/// Where everything is until the next beacon.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub timing: Timing,
+    /// End of the beacon.
+    pub beacon: Instant,
+    /// End of the orders behind it.
+    origin: Instant,
+    roles: [Role; 127],
+    seats: u8,
+    pairs: u8,
+    /// Start of the pass of ranges.
+    pub ranges: Instant,
+    /// Start of the management windows.
+    pub windows: Instant,
+    /// Start of the first join slot, and how many there are.
+    joins_at: Instant,
+    pub joins: u16,
+    pub depth: u8,
+}
+
+impl Plan {
+    /// From the end of a beacon; the next one ends a cycle later.
+    pub fn new(kind: BusKind, seats: u8, cycle: Duration, beacon: &Beacon, end: Instant) -> Self {
+        let timing = Timing::of(kind);
+        let orders = usize::from(beacon.orders);
+        let mut plan = Self {
+            timing,
+            beacon: end,
+            origin: end + timing.bytes(orders * ORDER_LEN),
+            roles: beacon.roles,
+            seats,
+            pairs: beacon.pairs,
+            ranges: end,
+            windows: end,
+            joins_at: end,
+            joins: 0,
+            depth: beacon.depth,
+        };
+        let mut at = plan.origin + timing.mini();
+        let roles = || plan.roles.iter().take(seats.into());
+        for len in roles().filter_map(|r| r.state_len()) {
+            at += timing.slot(len);
+        }
+        let ranges = at;
+        for len in roles().filter_map(|r| r.ranges_len()) {
+            at += timing.slot(len);
+        }
+        let windows = at;
+        at += timing.slot(FRAGMENT_LEN) * (2 * u64::from(plan.pairs));
+        // The guards before the next beacon, and its own length.
+        let stop = end + cycle - timing.beacon(seats) - timing.guard * 2;
+        let joins = stop.since(at).as_nanos() / timing.join().as_nanos().max(1);
+        plan.ranges = ranges;
+        plan.windows = windows;
+        plan.joins_at = at;
+        plan.joins = u16::try_from(joins).unwrap_or(u16::MAX);
+        plan
+    }
+
+    /// All places in order, with the start of the frame and of the minislot behind it.
+    fn places(&self) -> impl Iterator<Item = (Place, Instant, Instant)> {
+        let t = self.timing;
+        let seats = || (1..=self.seats).filter_map(NodeId::new);
+        let role = |node: NodeId| self.roles.get(node.index()).copied().unwrap_or_default();
+        let states = seats().filter_map(move |n| Some((Place::State(n), role(n).state_len()?)));
+        let ranges = seats().filter_map(move |n| Some((Place::Ranges(n), role(n).ranges_len()?)));
+        let windows = (0..self.pairs).flat_map(|_| {
+            [
+                (Place::ToSlave, FRAGMENT_LEN),
+                (Place::ToMaster, FRAGMENT_LEN),
+            ]
+        });
+        let frames = states.chain(ranges).chain(windows);
+        let frames = frames.map(move |(place, len)| (place, t.bytes(len)));
+        let joins = (0..self.joins).map(move |_| (Place::Join, t.answer() + t.bytes(ANSWER_LEN)));
+        let head = core::iter::once((Place::Head, Duration::ZERO));
+        let mut at = self.origin;
+        head.chain(frames).chain(joins).map(move |(place, length)| {
+            let start = at;
+            let minislot = start + length + t.guard;
+            at = minislot + t.brk + t.guard;
+            (place, start, minislot)
+        })
+    }
+
+    /// When a seat's state and its ranges are due.
+    pub fn slots(&self, node: NodeId) -> (Option<Instant>, Option<Instant>) {
+        let find = |wanted: Place| {
+            let mut places = self.places();
+            places.find(|(p, ..)| *p == wanted).map(|(_, at, _)| at)
+        };
+        (find(Place::State(node)), find(Place::Ranges(node)))
+    }
+
+    /// What this plan has for a seat.
+    pub fn role(&self, node: NodeId) -> Role {
+        self.roles.get(node.index()).copied().unwrap_or_default()
+    }
+
+    /// The first minislot that starts at or after an instant.
+    pub fn next_minislot(&self, after: Instant) -> Option<Instant> {
+        let mut places = self.places();
+        places.find(|(.., m)| *m >= after).map(|(.., m)| m)
+    }
+
+    /// Whether a break that is noticed now was sent in a minislot.
+    pub fn in_minislot(&self, now: Instant) -> bool {
+        let t = self.timing;
+        let mut places = self.places();
+        // It may begin early by a guard and be noticed when it ends.
+        places.any(|(.., m)| now + t.guard >= m && now <= m + t.brk + t.guard)
+    }
+
+    /// End of the orders: when a seat that is not in the table is lost.
+    pub fn origin(&self) -> Instant {
+        self.origin
+    }
+
+    /// Start of a pair of management windows: the master's half, the slave's half.
+    pub fn pair(&self, index: u8) -> Option<(Instant, Instant)> {
+        let slot = self.timing.slot(FRAGMENT_LEN);
+        let at = self.windows + slot * (2 * u64::from(index));
+        (index < self.pairs).then_some((at, at + slot))
+    }
+
+    /// Start of a join slot.
+    pub fn join(&self, index: u16) -> Option<Instant> {
+        let at = self.joins_at + self.timing.join() * index.into();
+        (index < self.joins).then_some(at)
+    }
+
+    /// The join slot under way at an instant.
+    pub fn join_at(&self, now: Instant) -> Option<u16> {
+        if now < self.joins_at {
+            return None;
+        }
+        let index = now.since(self.joins_at).as_nanos() / self.timing.join().as_nanos().max(1);
+        u16::try_from(index).ok().filter(|i| *i < self.joins)
+    }
+}
