@@ -1,8 +1,9 @@
 //! Prints what the hot functions cost on this machine: `cargo run --release -p helio-battery --example speed`.
 
 use helio_battery::defaults::NMC_5000MAH;
+use helio_battery::power::{self, HORIZONS, PowerLimits};
 use helio_battery::protection::{Limits, Protection};
-use helio_battery::{CellModel, Sample, SocFilter, SocInit};
+use helio_battery::{CellModel, GroupFilter, Sample, SocFilter, SocInit};
 use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts};
 use std::hint::black_box;
 
@@ -66,6 +67,34 @@ fn main() {
         sample.temps = [Some(DeciCelsius(250)); 8];
         sample.current = Some(Milliamps((round % 4_000) as i32));
         black_box(&sample);
+    });
+    let mut filters: Vec<_> = (0..32)
+        .map(|_| GroupFilter::new(SocInit::Voltage))
+        .collect();
+    time("group filter, one sample of 16 cells", 400_000, |k| {
+        let round = k / 32;
+        for (n, cell) in sample.cells[..16].iter_mut().enumerate() {
+            *cell = Some(Millivolts(3_700 + ((round + n as u64) & 7) as u16));
+        }
+        sample.current = Some(Milliamps((round % 4_000) as i32));
+        filters[(k & 31) as usize].update(&params, Instant::from_millis(round * 100), &sample);
+    });
+    let state = filters[3].state(&params, 3).expect("samples have come");
+    let bounds = PowerLimits {
+        min_mv: 2_800.0,
+        max_mv: 4_200.0,
+        discharge_ma: 50_000.0,
+        charge_ma: 15_000.0,
+        min_soc: 0.05,
+        max_soc: 1.0,
+    };
+    time("state of power, one cell, one horizon", 400_000, |k| {
+        black_box(power::limits(
+            &params,
+            black_box(&state),
+            &bounds,
+            HORIZONS[(k % 3) as usize],
+        ));
     });
     println!("protection of one group: {} bytes", size_of::<Protection>());
     println!("filter of one cell: {} bytes", size_of::<SocFilter>());

@@ -11,14 +11,17 @@ extern crate std;
 pub mod balance;
 pub mod cell;
 pub mod defaults;
+pub mod group;
 pub mod kalman;
 mod math;
+pub mod power;
 pub mod protection;
 pub mod soc;
 
 pub use balance::BalanceConfig;
 pub use cell::{CellData, CellError, CellModel, CellParams};
-pub use soc::{SocFilter, SocInit};
+pub use group::GroupFilter;
+pub use soc::{CellState, Reading, SocFilter, SocInit};
 
 use helio_units::{DeciCelsius, Milliamps, Millivolts};
 

@@ -127,11 +127,33 @@ impl Interval {
 }
 
 /// One sample in the filter's units.
-#[derive(Clone, Copy)]
-struct Reading {
-    ma: f32,
-    mv: f32,
-    temp_c: f32,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// Current, discharge positive [mA].
+    pub ma: f32,
+    /// Terminal voltage [mV].
+    pub mv: f32,
+    /// Cell temperature [°C].
+    pub temp_c: f32,
+}
+
+/// What the filter believes at the time of its newest sample.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CellState {
+    /// State of charge, 0 to 1.
+    pub soc: f32,
+    /// Standard deviation of `soc`.
+    pub sigma: f32,
+    /// Voltage over the fast pair [mV].
+    pub v1_mv: f32,
+    /// Voltage over the slow pair [mV].
+    pub v2_mv: f32,
+    /// What the open-circuit curve does not explain: hysteresis and the model's error [mV].
+    pub shift_mv: f32,
+    /// Current, free of the sensor's estimated offset [mA].
+    pub current_ma: f32,
+    /// Temperature [°C].
+    pub temp_c: f32,
 }
 
 /// The filter of one cell. Holds no reference to its parameters, which many cells share.
@@ -146,6 +168,7 @@ pub struct SocFilter {
     /// `v1` and `v2` by current alone, to fall back on.
     open: [f32; 2],
     current_ma: f32,
+    temp_c: f32,
     last: Instant,
 }
 
@@ -162,6 +185,7 @@ impl SocFilter {
             h: 0.0,
             open: [0.0; 2],
             current_ma: 0.0,
+            temp_c: 25.0,
             last: Instant::ZERO,
         }
     }
@@ -191,6 +215,24 @@ impl SocFilter {
         (self.belief.x[B], math::sqrt(self.belief.p[B][B]))
     }
 
+    /// Everything else that the filter believes, for who predicts from it. `None` before the first sample.
+    pub fn state(&self, params: &CellParams) -> Option<CellState> {
+        if matches!(self.mode, Mode::New(_)) {
+            return None;
+        }
+        let x = &self.belief.x;
+        let point = params.point(self.soc(), self.temp_c);
+        Some(CellState {
+            soc: self.soc(),
+            sigma: self.sigma(),
+            v1_mv: x[V1],
+            v2_mv: x[V2],
+            shift_mv: x[E] + point.hysteresis_mv * self.h,
+            current_ma: self.current_ma - x[B],
+            temp_c: self.temp_c,
+        })
+    }
+
     /// Takes in one sample. The current is taken to have changed linearly since the previous one.
     /// A sample that is not later than the previous one is ignored.
     pub fn update(
@@ -206,6 +248,11 @@ impl SocFilter {
             mv: f32::from(v.0),
             temp_c: f32::from(temp.0) * 0.1,
         };
+        self.take(params, now, reading);
+    }
+
+    /// [`Self::update`] for values that are no whole millivolts, as the mean of a group.
+    pub fn take(&mut self, params: &CellParams, now: Instant, reading: Reading) {
         let elapsed = now.since(self.last);
         match self.mode {
             Mode::New(initial) => self.start(params, reading, initial),
@@ -236,6 +283,7 @@ impl SocFilter {
             }
         }
         self.current_ma = reading.ma;
+        self.temp_c = reading.temp_c;
         self.last = now;
     }
 

@@ -12,7 +12,7 @@
 //! All start with class 15, so they lose arbitration against every cyclic message.
 //!
 //! ```text
-//! 1111 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason, n = 0: whoever)
+//! 1111 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason)
 //! 1111 0 01 0000000000000000 nnnnnnn   confirm
 //! 1111 0 1h hhhhhhhhhhhhhhhh hhhhhhh   claim (23 bits of hash)
 //! 1111 1 00 000000000000000d nnnnnnn   management, d = 0 to the slave, 1 to the master
@@ -49,7 +49,8 @@ pub enum Extended<'a> {
     Claim(Uid),
     /// The master gives a seat.
     Assign { node: NodeId, uid: Uid },
-    /// The master takes a seat back, from `uid` or from whoever sits on `node`.
+    /// The master takes a seat back: from `uid`, from whoever sits on `node`, or with both from
+    /// whoever sits on `node` and is not `uid`.
     Release {
         node: Option<NodeId>,
         uid: Option<Uid>,

@@ -73,7 +73,7 @@ enum State {
     },
     Member {
         device: Device,
-        /// Somebody else claims a seat with this uid since then.
+        /// Somebody claims a seat with this uid; what is heard from then on tells who.
         challenged: Option<Instant>,
         /// Last time that it was asked for a sign of life.
         probed: Instant,
@@ -161,11 +161,6 @@ impl Seats {
         }
     }
 
-    fn seated(&self, node: NodeId) -> bool {
-        let seat = self.seats.get(node.index());
-        seat.is_some_and(|s| matches!(s.state, State::Member { .. } | State::Offered { .. }))
-    }
-
     /// Keeps a free seat for the device that is known to belong there.
     pub fn reserve(&mut self, node: NodeId, device: Device) {
         if let Some(seat) = self.seats.get_mut(node.index())
@@ -186,8 +181,14 @@ impl Seats {
                 }
                 State::Member { challenged, .. } => {
                     // Either it restarted, and is silent from now on, or this is another one.
-                    let since = *challenged.get_or_insert(now);
-                    self.scan_by(since + challenge(schedule));
+                    // Whoever sits there with another id is told to go, and then one cycle's
+                    // silence decides.
+                    if challenged.is_none() {
+                        let since = now + schedule.cycle;
+                        *challenged = Some(since);
+                        self.duties.release |= bit(node);
+                        self.scan_by(since + challenge(schedule));
+                    }
                     return None;
                 }
                 State::Quarantined { .. } => return None,
@@ -501,10 +502,13 @@ impl Seats {
                     next = next.min(*retry_at);
                     self.duties.assign |= bit(node);
                 }
-                State::Member { .. } => match self.scan_member(now, schedule, node) {
-                    Ok(at) => next = next.min(at),
-                    Err(event) => return Some(event),
-                },
+                State::Member { .. } => {
+                    let (at, event) = self.scan_member(now, schedule, node);
+                    if event.is_some() {
+                        return event;
+                    }
+                    next = next.min(at);
+                }
                 State::Quarantined { device, until, .. } if now >= *until => {
                     seat.state = State::Vacant { device: *device };
                 }
@@ -516,15 +520,15 @@ impl Seats {
         None
     }
 
-    /// When to look at a member again, or what became of it.
+    /// When to look at a member again, and what became of it.
     fn scan_member(
         &mut self,
         now: Instant,
         schedule: &Schedule,
         node: NodeId,
-    ) -> Result<Instant, MasterEvent> {
+    ) -> (Instant, Option<MasterEvent>) {
         let Some(seat) = self.seats.get_mut(node.index()) else {
-            return Ok(Instant::MAX);
+            return (Instant::MAX, None);
         };
         let State::Member {
             device,
@@ -534,7 +538,7 @@ impl Seats {
             ..
         } = &mut seat.state
         else {
-            return Ok(Instant::MAX);
+            return (Instant::MAX, None);
         };
         let uid = device.uid;
         let silence = schedule.silence_of(device.capabilities, self.ranging);
@@ -546,7 +550,7 @@ impl Seats {
             if seat.heard > since {
                 *challenged = None;
                 self.refuse(uid, LeaveReason::DuplicateUid);
-                return Err(MasterEvent::Duplicate { node, uid });
+                return (now, Some(MasterEvent::Duplicate { node, uid }));
             }
             restarted = now >= at;
             next = next.min(at);
@@ -557,7 +561,7 @@ impl Seats {
                 self.offer(now, schedule, node, uid);
             }
             let reason = LeaveReason::Silence;
-            return Err(MasterEvent::Left { node, uid, reason });
+            return (now, Some(MasterEvent::Left { node, uid, reason }));
         }
         // Unheard for too long, but perhaps only twice by chance: assigned its seat once more,
         // it confirms at once.
@@ -572,7 +576,7 @@ impl Seats {
                 next = next.min(probe_at);
             }
         }
-        Ok(next)
+        (next, None)
     }
 
     /// When to call [`Self::scan`].
@@ -601,13 +605,16 @@ impl Seats {
     }
 
     /// The next seat whose unknown occupant is to join anew.
-    pub fn next_release(&mut self) -> Option<NodeId> {
-        while let Some(node) = pop(&mut self.duties.release) {
-            if !self.seated(node) {
-                return Some(node);
-            }
-        }
-        None
+    ///
+    /// With an id: everybody on that seat but this device.
+    pub fn next_release(&mut self) -> Option<(NodeId, Option<Uid>)> {
+        let node = pop(&mut self.duties.release)?;
+        let uid = match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some(device.uid),
+            State::Offered { uid, .. } => Some(uid),
+            _ => None,
+        };
+        Some((node, uid))
     }
 
     /// The next seat to be told to be silent, and for how long from now.

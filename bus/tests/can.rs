@@ -167,7 +167,7 @@ fn a_hot_plug_waits_for_gaps_only_and_costs_nobody_a_frame() {
 
 #[test]
 fn thirty_percent_loss_delays_joining_but_all_get_a_seat() {
-    for seed in 0..20 {
+    for seed in 0..12 {
         let mut w = World::new(BusKind::Can1M, 1..=32);
         w.rng = Rng(seed);
         w.loss = 0.3;
@@ -193,7 +193,7 @@ fn one_percent_loss_costs_no_member_its_seat() {
     for kind in CAN {
         let mut w = rack(kind);
         w.loss = 0.01;
-        w.run_for(Duration::from_secs(20));
+        w.run_for(Duration::from_secs(8));
         assert_eq!(
             w.count(|e| matches!(e, MasterEvent::Left { .. })),
             0,
@@ -484,7 +484,7 @@ fn an_isolated_slave_says_nothing_but_summaries() {
 #[test]
 fn a_babbler_is_quarantined_within_10_ms_returns_and_is_quarantined_for_longer() {
     for kind in CAN {
-        for offset in [0, 2_500, 7_000, 9_900, 13_000, 19_700] {
+        for offset in [0, 7_000, 9_900, 19_700] {
             let mut w = rack(kind);
             w.run_for(Duration::from_micros(40_000 + offset));
             let (at, seat) = (w.now, w.slaves[15].link.node().expect("seated"));
@@ -573,5 +573,143 @@ fn slaves_know_the_masters_time() {
         let told = s.link.master_time(w.now).expect("known");
         let error = told.as_nanos().abs_diff(w.now.as_nanos());
         assert!(error <= 1_000, "{error} ns");
+    }
+}
+
+#[test]
+fn datagrams_pass_both_ways_beside_full_cyclic_traffic() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        w.run_for(Duration::from_millis(600));
+        let (age, to) = (w.worst_age, w.slaves[1].link.node().expect("seated"));
+        w.worst_age = [Duration::ZERO; 16];
+        for len in [1, 7, 8, 62, 63, 500, 2048] {
+            let question: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
+            w.master.send_datagram(to, &question).expect("free");
+            let at = w.now;
+            while !w.slaves[1]
+                .events
+                .iter()
+                .any(|e| e.1 == SlaveEvent::Datagram)
+            {
+                w.run_for(Duration::from_millis(1));
+                assert!(w.now.since(at) < Duration::from_secs(2), "{kind:?} {len}");
+            }
+            w.slaves[1].events.clear();
+            assert_eq!(w.slaves[1].link.datagram(), Some(&question[..]));
+            assert_eq!(w.slaves[1].link.datagram(), None, "handed over once");
+            let asked = w.now.since(at);
+            let answer: Vec<u8> = question.iter().rev().copied().collect();
+            w.slaves[1].link.send_datagram(&answer).expect("free");
+            while w.when(|e| *e == MasterEvent::Datagram(to)).is_none() {
+                w.run_for(Duration::from_millis(1));
+                assert!(w.now.since(at) < Duration::from_secs(4), "{kind:?} {len}");
+            }
+            w.events.clear();
+            assert_eq!(w.master.datagram(), Some((to, &answer[..])));
+            if len == 2048 {
+                let ms = w.now.since(at).as_millis();
+                println!(
+                    "{kind:?}: 2 KiB there in {} ms, both ways {ms} ms",
+                    asked.as_millis()
+                );
+            }
+        }
+        assert_eq!(lost(&w), 0, "{kind:?}");
+        let blocking = Duration::from_micros(if kind == BusKind::Can500k { 320 } else { 170 });
+        for (class, (now, before)) in w.worst_age.iter().zip(age).enumerate() {
+            let grown = (*now - before).as_micros();
+            assert!(
+                *now <= before + blocking,
+                "{kind:?} class {class}: {grown} µs more"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_lost_segment_costs_the_datagram_and_never_its_truth() {
+    let mut w = World::new(BusKind::Can1M, 1..=2);
+    w.run_until(ms(100));
+    w.loss = 0.01;
+    let to = w.slaves[0].link.node().expect("seated");
+    let mut came = 0;
+    for round in 0..60u8 {
+        let question: Vec<u8> = (0..900u32).map(|i| (i as u8).wrapping_mul(round)).collect();
+        while w.master.send_datagram(to, &question).is_err() {
+            w.run_for(Duration::from_millis(20));
+        }
+        w.run_for(Duration::from_millis(600));
+        if let Some(got) = w.slaves[0].link.datagram() {
+            assert_eq!(got, question);
+            came += 1;
+        }
+    }
+    println!("{came} of 60 datagrams of 131 frames came at 1 % loss");
+    assert!((5..60).contains(&came));
+}
+
+/// Whatever goes wrong with a slave's message, the master does not take it.
+#[test]
+fn every_fault_of_transmission_is_found_and_named() {
+    let mut w = rack(BusKind::Can1M);
+    w.keep_log = true;
+    let with = |id, data: &[u8]| CanFrame::new(CanId::Standard(id), false, data).expect("fits");
+    for fault in 0..8 {
+        w.log.clear();
+        w.run_for(Duration::from_millis(60));
+        // The last frames of a class and node, oldest first.
+        let of = |class: u16, n: u16| -> Vec<CanFrame> {
+            let id = CanId::Standard(class << 7 | n);
+            let log = w.log.iter().map(|(_, f)| *f);
+            log.filter(|f| f.id == id).collect()
+        };
+        let (mine, other, ranges) = (of(4, 3), of(4, 4), of(11, 3));
+        let [older, newest] = mine[mine.len() - 2..] else {
+            panic!("two")
+        };
+        let mut corrupt = newest.data().to_vec();
+        corrupt[4] ^= 0x10;
+        let counter = newest.data()[1] + 3;
+        let jump = Message::Summary(node(3), Summary::default());
+        let (name, frame, expected) = match fault {
+            0 => ("repetition", newest, E2eFault::Repeated),
+            1 => ("delay, wrong sequence", older, E2eFault::Sequence),
+            2 => ("corruption", with(4 << 7 | 3, &corrupt), E2eFault::Check),
+            3 => (
+                "masquerade",
+                with(4 << 7 | 3, other[0].data()),
+                E2eFault::Check,
+            ),
+            4 => (
+                "wrong address",
+                with(4 << 7 | 5, newest.data()),
+                E2eFault::Check,
+            ),
+            5 => (
+                "insertion",
+                with(4 << 7 | 3, ranges[0].data()),
+                E2eFault::Check,
+            ),
+            6 => (
+                "truncation",
+                with(4 << 7 | 3, &newest.data()[..7]),
+                E2eFault::Check,
+            ),
+            _ => {
+                let frame = encode_can(&jump, counter & 0xf, false).expect("a frame");
+                ("loss", frame, E2eFault::Lost(2))
+            }
+        };
+        w.events.clear();
+        w.master.handle_can(w.now, &frame);
+        let events: Vec<_> = std::iter::from_fn(|| w.master.poll_event()).collect();
+        assert!(
+            matches!(events[0], MasterEvent::Rejected { fault, .. } if fault == expected),
+            "{name}: {events:?}"
+        );
+        let delivered = events.contains(&MasterEvent::Message(jump));
+        assert_eq!(delivered, name == "loss", "only what is good is delivered");
+        assert_eq!(events.len(), 1 + usize::from(delivered), "{name}");
     }
 }

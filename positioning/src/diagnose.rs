@@ -188,7 +188,7 @@ impl<T: Real, const N: usize> Diagnosis<T, N> {
                 }
             }
         }
-        let often = (self.fixes * T::of(0.2)).max(T::of(8.0));
+        let often = (self.fixes * T::of(0.2)).max(T::of(20.0));
         if let (times, Some((i, j))) = best
             && times > often
             && let (Some(a), Some(b)) = (self.at(i), self.at(j))

@@ -3,6 +3,7 @@
 
 mod integrity;
 mod lateration;
+mod more;
 mod robust;
 mod world;
 
@@ -15,6 +16,9 @@ fn main() {
         ("fuzz", lateration::fuzz),
         ("reflections", robust::reflections),
         ("integrity", integrity::integrity),
+        ("tracker", more::tracker),
+        ("camera", more::camera),
+        ("diagnosis", more::diagnosis),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {

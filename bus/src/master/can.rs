@@ -149,8 +149,8 @@ fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
         if let Some((uid, reason)) = core.seats.next_refusal() {
             return join::release(None, Some(uid), reason);
         }
-        if let Some(node) = core.seats.next_release() {
-            return join::release(Some(node), None, LeaveReason::Silence);
+        if let Some((node, uid)) = core.seats.next_release() {
+            return join::release(Some(node), uid, LeaveReason::Silence);
         }
     }
     let (node, pdu) = core.next_pdu(now)?;

@@ -59,12 +59,13 @@ impl Can {
             CanId::Standard(_) => self.handle_standard(core, now, frame),
             CanId::Extended(_) => match join::decode(frame) {
                 Some(Extended::Assign { node, uid }) => self.handle_assign(core, now, node, uid),
-                Some(Extended::Release { node, uid, reason })
-                    if uid == Some(core.uid)
-                        || (uid.is_none() && node.is_some() && node == core.node()) =>
-                {
-                    core.released(now, reason);
-                }
+                Some(Extended::Release { node, uid, reason }) => match (node, uid) {
+                    (None, Some(uid)) if uid == core.uid => core.released(now, reason),
+                    (Some(node), uid) if core.node() == Some(node) && uid != Some(core.uid) => {
+                        core.released(now, reason);
+                    }
+                    _ => {}
+                },
                 Some(Extended::ToSlave(node, pdu)) if core.node() == Some(node) => {
                     core.sender.handle_flow(now, pdu);
                     if core.receiver.handle(now, pdu) {

@@ -23,6 +23,8 @@ use helio_units::{Duration, Instant, NodeId, TagId};
 
 /// A trip is shown in so many minislots.
 const TRIP_REPEATS: u8 = 2;
+/// Who was not heard in its first slots keeps away for up to twice as long, and doubles it.
+const UNHEARD: Duration = Duration::from_millis(50);
 /// Ranges are taken so long before the first slot for them.
 const RANGING: Duration = Duration::from_micros(300);
 
@@ -37,6 +39,10 @@ pub(super) struct Serial {
     range: Option<(Instant, TagId)>,
     /// When it is known whether an order explains that the table leaves us out.
     dismissed_at: Option<Instant>,
+    /// When we got our seat.
+    joined: Instant,
+    /// Seats in a row that were lost before the master ever heard us.
+    unheard: u32,
     /// The master has asked us: our half of the window.
     answer: Option<(Instant, Fragment)>,
     claiming: Option<Claiming>,
@@ -85,6 +91,8 @@ impl Serial {
             ranges_at: None,
             range: None,
             dismissed_at: None,
+            joined: Instant::ZERO,
+            unheard: 0,
             answer: None,
             claiming: None,
             trip: None,
@@ -205,13 +213,13 @@ impl Serial {
         }
         match answer {
             Answer::Assign { node, uid } if uid == core.uid && spoken => {
-                if core.join(node) {
-                    self.claiming = None;
-                    self.numbers = Numbers::default();
-                    self.orders = Receiver::Nothing;
-                    self.orders_to_all = Receiver::Nothing;
-                    self.told = None;
-                }
+                self.claiming = None;
+                self.joined = now;
+                self.numbers = Numbers::default();
+                self.orders = Receiver::Nothing;
+                self.orders_to_all = Receiver::Nothing;
+                self.told = None;
+                core.join(node);
             }
             // Somebody else has asked with our id.
             Answer::Assign { uid, .. } if uid == core.uid && core.node().is_none() => {
@@ -249,7 +257,14 @@ impl Serial {
         if self.dismissed_at.is_some_and(|at| now >= at) {
             self.dismissed_at = None;
             if core.node().is_some() {
-                core.leave(now, LeaveReason::Silence, Duration::ZERO);
+                // Never heard in our slot: perhaps a device with our id speaks there too, and is
+                // not to meet us again.
+                let early = now.since(self.joined) < core.schedule.cycle * 5;
+                self.unheard = if early { (self.unheard + 1).min(4) } else { 0 };
+                let limit = UNHEARD * (1 << self.unheard);
+                let hold = core.random(now.as_nanos(), limit);
+                let hold = if early { hold } else { Duration::ZERO };
+                core.leave(now, LeaveReason::Silence, hold);
             }
         }
         if let Some((at, tag)) = self.range

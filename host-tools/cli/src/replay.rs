@@ -1,12 +1,13 @@
 //! `helio replay`: recordings through slaves, bus and master.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use helio_bus::BusKind;
-use helio_sim::replay::{BatteryReplay, PositionReplay};
+use helio_sim::replay::{BatteryReplay, PositionReplay, TrackPoint};
 
+use crate::BadInput;
 use crate::sim::{Progress, bus};
 
 /// What to replay.
@@ -39,6 +40,9 @@ pub struct Battery {
     /// Which bus the recording crosses
     #[arg(long, value_parser = bus, default_value = "can-1m")]
     bus: BusKind,
+    /// Write estimate and truth, once a second, to this CSV file
+    #[arg(long)]
+    track: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -81,6 +85,9 @@ pub fn run(command: Command) -> Result<()> {
                 settle_s: args.settle,
             };
             let report = replay.run(|now, end| progress.show(now, end))?;
+            if let Some(file) = &args.track {
+                write_track(file, &report.track)?;
+            }
             if args.json {
                 serde_json::to_string_pretty(&report)? + "\n"
             } else {
@@ -105,5 +112,22 @@ pub fn run(command: Command) -> Result<()> {
     };
     progress.finish();
     std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+fn write_track(file: &Path, track: &[TrackPoint]) -> Result<()> {
+    let mut text = String::from("time_s,soc,sigma,truth\n");
+    for p in track {
+        text += &format!(
+            "{:.3},{:.5},{:.5},{:.5}\n",
+            p.time_s, p.soc, p.sigma, p.truth
+        );
+    }
+    std::fs::write(file, text).map_err(|e| {
+        BadInput::new(format!(
+            "{}: {e}; name a file that can be written",
+            file.display()
+        ))
+    })?;
     Ok(())
 }

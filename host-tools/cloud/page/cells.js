@@ -34,7 +34,7 @@ export class Cells {
     this.slaves = new Map();
     this.quantity = "voltage";
     this.domain = [0, 1];
-    this.shrunk = 0;
+    this.shrunk = -Infinity;
     this.pick = null;
     this.modules = [];
     this.canvas = document.getElementById("cells");
@@ -44,7 +44,7 @@ export class Cells {
     for (const input of document.querySelectorAll("input[name=quantity]")) {
       input.addEventListener("change", () => {
         this.quantity = input.value;
-        this.shrunk = 0;
+        this.shrunk = -Infinity;
         this.pick = null;
         this.refresh();
       });

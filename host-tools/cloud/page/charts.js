@@ -43,8 +43,9 @@ function fill(c, run, base) {
   c.fill();
 }
 
-function extent(points, of, least) {
-  let low = Infinity, high = -Infinity;
+/** Lowest and highest, at least `least` apart; with `zero` between them or at an end. */
+function extent(points, of, least, zero = false) {
+  let [low, high] = [Infinity, -Infinity];
   for (const p of points) {
     const v = of(p);
     if (v == null) continue;
@@ -52,6 +53,11 @@ function extent(points, of, least) {
     high = Math.max(high, v);
   }
   if (low > high) return null;
+  if (zero) {
+    [low, high] = [Math.min(low, 0), Math.max(high, 0)];
+    const short = Math.max(least - (high - low), 0);
+    return high + low < 0 ? [low - short, high] : [low, high + short];
+  }
   const short = least - (high - low);
   return short > 0 ? [low - short / 2, high + short / 2] : [low, high];
 }
@@ -161,9 +167,8 @@ export class Trends {
     this.surface.font(11);
     c.fillStyle = colour("faint");
     c.fillText(l.unit, 0, top + high / 2 + 8);
-    const range = extent(this.points, l.of, l.least);
+    const range = extent(this.points, l.of, l.least, l.zero);
     if (!range) return;
-    if (l.zero) [range[0], range[1]] = [Math.min(range[0], 0), Math.max(range[1], 0)];
     const Y = (v) => top + high - ((v - range[0]) / (range[1] - range[0])) * high;
     c.textAlign = "right";
     c.fillText(number(range[1], l.digits), w, top + 4);

@@ -102,7 +102,7 @@ export class RoomMap {
     let moving = false;
     const tags = [...this.tags.values()].sort((a, b) => a.tag - b.tag);
     for (const tag of tags) {
-      const tone = colour(`tag${((tag.tag - 1) % 6) + 1}`);
+      const tone = colour(`tag${(tag.tag % 6) + 1}`);
       const [mx, my] = this.shown(tag, now);
       const [x, y] = [X(mx), Y(my)];
       moving ||= now - tag.since < GLIDE_MS;
@@ -120,7 +120,7 @@ export class RoomMap {
       c.globalAlpha = 1;
     }
     for (const tag of tags) {
-      const tone = colour(`tag${((tag.tag - 1) % 6) + 1}`);
+      const tone = colour(`tag${(tag.tag % 6) + 1}`);
       const [x, y] = this.shown(tag, now).map((m, i) => (i ? Y(m) : X(m)));
       c.fillStyle = c.strokeStyle = tone;
       c.beginPath();

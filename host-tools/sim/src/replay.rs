@@ -40,6 +40,22 @@ pub struct BatteryReport {
     pub final_soc_pct: f64,
     /// Truth at the end.
     pub final_truth_pct: f64,
+    /// Estimate and truth, once a second; not part of the report.
+    #[serde(skip)]
+    pub track: Vec<TrackPoint>,
+}
+
+/// Estimate and truth at one second of a recording.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackPoint {
+    /// Since the recording's start, seconds.
+    pub time_s: f64,
+    /// The master's estimate, `0..=1`.
+    pub soc: f64,
+    /// Its 1-sigma.
+    pub sigma: f64,
+    /// The truth, `0..=1`.
+    pub truth: f64,
 }
 
 impl BatteryReport {
@@ -134,12 +150,19 @@ impl BatteryReplay<'_> {
 
         let (mut sum, mut n, mut max, mut inside) = (0.0, 0usize, 0.0f64, 0usize);
         let mut last = (0.0, 0.0);
+        let mut track = Vec::new();
         for (at, estimate, sigma) in rack.soc_track() {
             let t = seconds(*at);
+            let truth = interpolate(&trace.time_s, &soc, t);
+            track.push(TrackPoint {
+                time_s: t,
+                soc: f64::from(*estimate),
+                sigma: f64::from(*sigma),
+                truth,
+            });
             if t < self.settle_s || t > end_s {
                 continue;
             }
-            let truth = interpolate(&trace.time_s, &soc, t);
             let error = (f64::from(*estimate) - truth) * 100.0;
             (sum, n, max) = (sum + error * error, n + 1, max.max(error.abs()));
             inside += usize::from(error.abs() <= 200.0 * f64::from(*sigma));
@@ -172,6 +195,7 @@ impl BatteryReplay<'_> {
             within_2_sigma_pct: inside as f64 / n as f64 * 100.0,
             final_soc_pct: last.0,
             final_truth_pct: last.1,
+            track,
         })
     }
 }
