@@ -1,0 +1,249 @@
+//! The shipped scenarios, read from their files and run in virtual time.
+
+use std::path::{Path, PathBuf};
+
+use helio_bus::BusKind;
+use helio_sim::World;
+use helio_sim::report::{Affected, Happening, Report};
+use helio_sim::scenario::Scenario;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios")
+}
+
+fn load(name: &str) -> Scenario {
+    Scenario::load(&folder().join(format!("{name}.toml"))).expect("a shipped scenario")
+}
+
+fn run(scenario: Scenario) -> Report {
+    // A rack is built on the stack, which a test's thread has little of.
+    let thread = std::thread::Builder::new().stack_size(32 << 20);
+    let world = move || World::new(scenario).expect("it can be built").run(|_| {});
+    thread.spawn(world).unwrap().join().unwrap()
+}
+
+fn run_for(name: &str, seconds: f64) -> Report {
+    let mut scenario = load(name);
+    scenario.set_duration_s(seconds);
+    run(scenario)
+}
+
+/// All slaves of all racks came, and of those without fault nothing was lost, rejected or overwritten.
+fn assert_healthy(report: &Report) {
+    for rack in &report.racks {
+        let (of, loss) = (
+            format!("master {}: {:?}", rack.master, rack.healthy),
+            rack.healthy,
+        );
+        assert!(rack.all_joined_at_s.is_some(), "{of}");
+        assert!(loss.received > 0, "{of}");
+        assert_eq!(
+            (loss.lost, loss.rejected, loss.overwritten),
+            (0, 0, 0),
+            "{of}"
+        );
+    }
+}
+
+/// The one slave that is affected, and nobody else has left or tripped.
+fn only_affected(report: &Report, master: u32, node: u8) -> &Affected {
+    let found: Vec<_> = report
+        .affected
+        .iter()
+        .filter(|a| a.master == master)
+        .collect();
+    let [affected] = found[..] else {
+        panic!("not one affected at master {master}: {found:?}");
+    };
+    assert_eq!(affected.node, node);
+    let others = of_master(report, master).find(|h| {
+        let harm = [
+            "left",
+            "replaced",
+            "duplicate",
+            "quarantined",
+            "isolated",
+            "trip",
+        ];
+        harm.contains(&h.what) && h.node != Some(node)
+    });
+    assert!(others.is_none(), "{others:?}");
+    affected
+}
+
+fn of_master(report: &Report, master: u32) -> impl Iterator<Item = &Happening> {
+    report.happenings.iter().filter(move |h| h.master == master)
+}
+
+/// The affected slave was given up after its fault began, and was back after that.
+fn assert_came_back(affected: &Affected) {
+    let isolated = affected.isolated_at_s.expect("isolated");
+    let rejoined = affected.rejoined_at_s.expect("rejoined");
+    assert!(
+        affected.fault_at_s <= isolated && isolated < rejoined,
+        "{affected:?}"
+    );
+}
+
+#[test]
+fn every_shipped_scenario_loads_and_can_be_built() {
+    let mut names: Vec<_> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    names.sort();
+    assert!(names.len() >= 6, "{names:?}");
+    for file in names {
+        let mut scenario = Scenario::load(&file).unwrap_or_else(|e| panic!("{e}"));
+        let stem = file.file_stem().unwrap().to_str().unwrap();
+        assert_eq!(scenario.name, stem, "a scenario is called as its file");
+        scenario.set_duration_s(0.1);
+        run(scenario);
+    }
+}
+
+#[test]
+fn a_full_rack_joins_every_bus_and_loses_nothing() {
+    for kind in BusKind::ALL {
+        let mut scenario = load("rack-32");
+        scenario.set_bus(kind);
+        scenario.set_duration_s(4.0);
+        let report = run(scenario);
+        assert_healthy(&report);
+        let rack = &report.racks[0];
+        assert_eq!(
+            (report.racks.len(), rack.members),
+            (1, 32),
+            "{}",
+            report.bus
+        );
+        // Joining slaves find each other by colliding on the line; on CAN, identifiers decide.
+        let on_can = !matches!(kind, BusKind::Rs485At1M | BusKind::Rs485At4M);
+        assert!(!on_can || rack.error_frames == 0, "{}", report.bus);
+        assert!(!rack.latency.is_empty(), "{}", report.bus);
+        if matches!(kind, BusKind::Can1M | BusKind::CanFd) {
+            for class in &rack.latency {
+                assert!(class.max_us < 10_000.0, "{}: {class:?}", report.bus);
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_fault_slaves_join_and_are_connected_and_nothing_else_happens() {
+    let report = run_for("rack-32", 8.0);
+    assert_healthy(&report);
+    assert_eq!(report.racks[0].trips.count, 0);
+    assert!(report.affected.is_empty(), "{:?}", report.affected);
+    let joined = report.happenings.iter().filter(|h| h.what == "joined");
+    assert_eq!(joined.count(), 32);
+    let quiet = ["joined", "released", "map", "command"];
+    let other = report.happenings.iter().find(|h| !quiet.contains(&h.what));
+    assert!(other.is_none(), "{other:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_report_and_another_seed_another() {
+    let with_seed = |seed| {
+        let mut scenario = load("rack-32");
+        scenario.set_duration_s(2.0);
+        scenario.seed = seed;
+        let mut report = run(scenario);
+        // That the seeds themselves differ is no merit.
+        report.seed = 0;
+        serde_json::to_string(&report).unwrap()
+    };
+    let first = with_seed(7);
+    assert_eq!(first, with_seed(7));
+    assert_ne!(first, with_seed(8));
+}
+
+#[test]
+fn another_module_on_the_seat_is_taken_for_the_one_that_was_pulled_out() {
+    let report = run_for("hot-swap", 14.0);
+    assert_healthy(&report);
+    let affected = only_affected(&report, 1, 7);
+    assert_came_back(affected);
+    assert_eq!(report.racks[0].members, 32);
+    let uid_at = |what: &str| {
+        let mut found = of_master(&report, 1).filter(|h| h.what == what && h.node == Some(7));
+        found.next().and_then(|h| h.uid.clone())
+    };
+    let (first, second) = (uid_at("joined"), uid_at("replaced"));
+    assert!(first.is_some() && second.is_some(), "{first:?} {second:?}");
+    assert_ne!(first, second);
+}
+
+#[test]
+fn a_babbler_is_shut_up_and_nobody_else_loses_a_message() {
+    let report = run_for("babbler", 30.0);
+    assert_healthy(&report);
+    assert_came_back(only_affected(&report, 1, 20));
+    let shut_up = of_master(&report, 1).find(|h| h.what == "quarantined");
+    assert_eq!(shut_up.and_then(|h| h.node), Some(20));
+}
+
+#[test]
+fn a_slave_without_power_is_missed_and_comes_back_to_its_seat() {
+    let report = run_for("dead-slave", 18.0);
+    assert_healthy(&report);
+    let affected = only_affected(&report, 1, 12);
+    assert_came_back(affected);
+    // It has power again 5 s after it lost it.
+    assert!(affected.rejoined_at_s > Some(affected.fault_at_s + 5.0));
+    assert_eq!(report.racks[0].members, 32);
+}
+
+#[test]
+fn a_cell_over_voltage_opens_the_gate_on_the_very_sample_with_a_master_and_without() {
+    // Before the master dies, only the first of the two faults.
+    let before = run_for("over-voltage", 11.0);
+    assert_eq!(before.racks[0].trips.count, 1);
+    let report = run_for("over-voltage", 22.0);
+    assert_healthy(&report);
+    let death = report.happenings.iter().find(|h| h.text == "master-dead");
+    assert!(death.is_some_and(|h| h.at_s < 21.0), "{death:?}");
+    let trips = &report.racks[0].trips;
+    assert_eq!(trips.count, 2, "{trips:?}");
+    assert!(
+        trips.decision_max_us.is_some_and(|us| us < 1_000.0),
+        "{trips:?}"
+    );
+    let sample_us = f64::from(*load("over-voltage").pack.sample_period_ms.get_ref()) * 1e3;
+    assert!(
+        trips
+            .reaction_max_us
+            .is_some_and(|us| us <= sample_us + 1_000.0),
+        "{trips:?}"
+    );
+    let nodes: Vec<u8> = report.affected.iter().map(|a| a.node).collect();
+    assert_eq!(nodes, [3, 25]);
+}
+
+#[test]
+fn a_fault_stays_in_its_rack() {
+    let report = run_for("multi-rack", 27.0);
+    assert_healthy(&report);
+    let faults = [
+        (1, 5, "slave-dead"),
+        (2, 6, "sensor-stuck"),
+        (3, 7, "frame-loss"),
+        (4, 8, "anchor-blocked"),
+    ];
+    assert_eq!(report.affected.len(), faults.len(), "{:?}", report.affected);
+    for (master, node, fault) in faults {
+        let affected = only_affected(&report, master, node);
+        assert_eq!(affected.fault, fault);
+        let struck = of_master(&report, master).filter(|h| h.what == "fault");
+        assert_eq!(struck.count(), 1, "master {master}");
+    }
+    for rack in &report.racks {
+        assert_eq!(
+            (rack.members, rack.trips.count),
+            (32, 0),
+            "master {}",
+            rack.master
+        );
+    }
+    assert_came_back(only_affected(&report, 1, 5));
+}
