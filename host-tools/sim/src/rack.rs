@@ -281,7 +281,7 @@ impl Rack {
                     clock: Clock::new(ppm),
                     booted,
                     group: slave.group,
-                    alive: true,
+                    alive: false,
                     gate_on: false,
                     lit: u16::MAX,
                     sampled_at: booted,
@@ -315,6 +315,9 @@ impl Rack {
                 .map(|u| (u.config.uid, u.config.capabilities))
                 .collect(),
         };
+        for unit in &units {
+            bus.kill(Instant::ZERO, unit.port);
+        }
         let strings = usize::from(plan.strings);
         Self {
             now: Instant::ZERO,
@@ -410,6 +413,11 @@ impl Rack {
         for i in 0..self.units.len() {
             if self.due[i] <= now {
                 let unit = &mut self.units[i];
+                if !unit.alive {
+                    // Its supply is up: now it boots.
+                    unit.alive = true;
+                    self.bus.revive(now, unit.port);
+                }
                 let local = unit.local(now);
                 unit.core.handle_timeout(local);
                 self.drain(i);
