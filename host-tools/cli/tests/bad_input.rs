@@ -6,7 +6,7 @@ mod common;
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::net::{TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::{helio, shipped, text};
 use tempfile::TempDir;
@@ -45,7 +45,7 @@ fn refused<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> String {
 }
 
 /// `said` is about this line of this file, or about the file when it has no line.
-fn assert_place(said: &str, file: &PathBuf, line: Option<usize>) {
+fn assert_place(said: &str, file: &Path, line: Option<usize>) {
     let place = match line {
         Some(line) => format!("helio: {}:{line}: ", file.display()),
         None => format!("helio: {}: ", file.display()),
@@ -72,7 +72,7 @@ fn straight() -> impl Iterator<Item = u32> {
 }
 
 /// Replays a trace through a cell.
-fn battery(cell: &PathBuf, trace: &PathBuf) -> String {
+fn battery(cell: &Path, trace: &Path) -> String {
     let (replay, options) = (["replay", "battery"], ["--cell", "--trace"]);
     let mut args: Vec<&OsStr> = replay.iter().map(OsStr::new).collect();
     for (option, file) in options.iter().zip([cell, trace]) {
@@ -81,7 +81,7 @@ fn battery(cell: &PathBuf, trace: &PathBuf) -> String {
     refused(args)
 }
 
-fn sim(scenario: &PathBuf) -> String {
+fn sim(scenario: &Path) -> String {
     refused([OsStr::new("sim"), scenario.as_os_str()])
 }
 
