@@ -99,7 +99,7 @@ fn main() -> ! {
         ..TrackerConfig::default()
     });
     let still = ranges(3);
-    let mut at = 0;
+    let mut at = 0u32;
     let mut step = |tracker: &mut Tracker<f32, 8>| {
         at += 1;
         let i = at as usize % 8;
