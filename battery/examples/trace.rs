@@ -202,7 +202,7 @@ fn load_cell(name: &str) -> Result<CellParams, Box<dyn Error>> {
         out
     };
     let one = |key: &str, or: f32| list(key).first().copied().unwrap_or(or);
-    Ok(CellParams::new(&CellData {
+    let params = CellParams::new(&CellData {
         name: table.get("name").and_then(|v| v.as_str()).unwrap_or(""),
         capacity_mah: one("capacity_mah", 0.0),
         ocv_mv: &list("ocv_mv"),
@@ -217,5 +217,11 @@ fn load_cell(name: &str) -> Result<CellParams, Box<dyn Error>> {
         hysteresis_mv: &list("hysteresis_mv"),
         hysteresis_rate: one("hysteresis_rate", 30.0),
         sigma_mv: one("sigma_mv", 5.0),
-    })?)
+    })?;
+    let (rk, ik) = (list("rk_mohm"), list("ik_ma"));
+    Ok(if rk.is_empty() {
+        params
+    } else {
+        params.with_kinetics(&rk, &ik)?
+    })
 }

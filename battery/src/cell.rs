@@ -10,6 +10,9 @@
 //!   +-------------------------------------- -         i > 0: discharge
 //! ```
 //!
+//! R0 i is in fact R0 i + Rk Ik asinh(i / Ik): a resistance Rk that saturates where the current exceeds Ik, which is how charge
+//! transfer behaves in the cold (Butler-Volmer with symmetric transfer; Ik is twice the exchange current).
+//!
 //! Two RC pairs and one hysteresis state: Plett, *Battery Management Systems*, vol. 1 (2015), ch. 2 ("enhanced self-correcting
 //! cell"). Parameters stand in a grid over temperature and, where it pays, state of charge.
 
@@ -172,6 +175,34 @@ pub struct Point {
     pub tau2: f32,
     /// Half the gap between charge and discharge OCV [mV].
     pub hysteresis_mv: f32,
+    /// Charge-transfer resistance at small currents [Ω]; 0 without kinetics.
+    pub rk: f32,
+    /// Current at which it begins to saturate [mA].
+    pub ik: f32,
+}
+
+impl Point {
+    /// Overvoltage that is there at once: series resistance and charge transfer [mV].
+    #[inline]
+    pub fn instant_mv(&self, current_ma: f32) -> f32 {
+        let ohmic = self.r0 * current_ma;
+        if self.rk > 0.0 {
+            ohmic + self.rk * self.ik * math::asinh(current_ma / self.ik)
+        } else {
+            ohmic
+        }
+    }
+
+    /// Slope of [`Self::instant_mv`] [Ω].
+    #[inline]
+    pub fn instant_slope(&self, current_ma: f32) -> f32 {
+        if self.rk > 0.0 {
+            let x = current_ma / self.ik;
+            self.r0 + self.rk / math::sqrt(1.0 + x * x)
+        } else {
+            self.r0
+        }
+    }
 }
 
 /// A checked cell type. Plain data, 4 KB; made once per type and lent to every cell's model and filter.
@@ -344,6 +375,8 @@ impl CellParams {
             r2: 0.0,
             tau2: 0.0,
             hysteresis_mv: 0.0,
+            rk: 0.0,
+            ik: 1.0,
         };
         let mut grid = [[zero; GRID_SOCS]; GRID_TEMPS];
         let mut t = 0;
@@ -358,6 +391,8 @@ impl CellParams {
                     r2: r2[k] * 1e-3,
                     tau2: tau2[k],
                     hysteresis_mv: hysteresis[k],
+                    rk: 0.0,
+                    ik: 1.0,
                 };
                 s += 1;
             }
@@ -377,6 +412,41 @@ impl CellParams {
             soc_grid,
             grid,
         })
+    }
+
+    /// The same cell with charge-transfer kinetics: resistance at small currents [mΩ] and the current at which it begins to
+    /// saturate [mA], both as tables like those of [`CellData`].
+    pub const fn with_kinetics(
+        mut self,
+        rk_mohm: &[f32],
+        ik_ma: &[f32],
+    ) -> Result<Self, CellError> {
+        let (temps, socs) = (self.temps as usize, self.socs as usize);
+        let n = temps * socs;
+        let rk = check!(copy_table(
+            "rk_mohm",
+            rk_mohm,
+            n,
+            0.0,
+            0.0,
+            "a resistance of 0 mOhm or more"
+        ));
+        let ik = check!(copy_table(
+            "ik_ma",
+            ik_ma,
+            n,
+            1.0,
+            f32::MIN_POSITIVE,
+            "a current above 0 mA"
+        ));
+        let mut k = 0;
+        while k < n {
+            let point = &mut self.grid[k / socs][k % socs];
+            point.rk = rk[k] * 1e-3;
+            point.ik = ik[k];
+            k += 1;
+        }
+        Ok(self)
     }
 
     /// For people.
@@ -483,6 +553,8 @@ impl CellParams {
             r2: mix(a.r2, b.r2),
             tau2: mix(a.tau2, b.tau2),
             hysteresis_mv: a.hysteresis_mv + wt * (b.hysteresis_mv - a.hysteresis_mv),
+            rk: mix(a.rk, b.rk),
+            ik: mix(a.ik, b.ik),
         }
     }
 
@@ -498,6 +570,8 @@ impl CellParams {
             r2: mix(a.r2, b.r2),
             tau2: mix(a.tau2, b.tau2),
             hysteresis_mv: mix(a.hysteresis_mv, b.hysteresis_mv),
+            rk: mix(a.rk, b.rk),
+            ik: mix(a.ik, b.ik),
         }
     }
 }
@@ -626,6 +700,8 @@ impl CellModel {
             r2: 0.0,
             tau2: 1.0,
             hysteresis_mv: 0.0,
+            rk: 0.0,
+            ik: 1.0,
         };
         Self {
             soc,
@@ -683,7 +759,7 @@ impl CellModel {
         params.ocv_mv(self.soc as f32, temp_c) + point.hysteresis_mv * self.h
             - self.v1_mv
             - self.v2_mv
-            - point.r0 * current_ma
+            - point.instant_mv(current_ma)
     }
 }
 
@@ -829,6 +905,26 @@ mod tests {
         );
         assert_eq!(p.point(0.3, 5.0).r2, 0.0);
         assert_eq!(p.point(0.3, 5.0).hysteresis_mv, 30.0);
+    }
+
+    #[test]
+    fn charge_transfer_saturates_in_the_cold() {
+        let p = NMC_5000MAH
+            .with_kinetics(
+                &[30.0, 20.0, 10.0, 5.0, 2.0, 1.0],
+                &[1e3, 2e3, 4e3, 8e3, 16e3, 3e4],
+            )
+            .unwrap();
+        let cold = p.point(0.5, -20.0);
+        assert!((cold.instant_mv(10.0) - 10.0 * 0.105).abs() < 1e-3);
+        assert!((cold.instant_mv(-5e3) + 375.0 + 30.0 * 5f32.asinh()).abs() < 0.01);
+        assert!((cold.instant_slope(5e3) - 0.075 - 0.03 / 26f32.sqrt()).abs() < 1e-5);
+        let refused = NMC_5000MAH.with_kinetics(&[1.0; 6], &[0.0; 6]).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "ik_ma[0] is 0: give a current above 0 mA"
+        );
+        assert_eq!(NMC_5000MAH.point(0.5, -20.0).instant_mv(1e3), 75.0);
     }
 
     #[test]

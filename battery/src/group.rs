@@ -157,8 +157,8 @@ impl GroupFilter {
         self.last = Some((now, reading.ma));
 
         let square = |x: f32| x * x;
-        let r0 = params.point(mean.soc, temp_c).r0;
-        let over = mean.v1_mv + mean.v2_mv + r0 * mean.current_ma;
+        let instant = params.point(mean.soc, temp_c).instant_mv(mean.current_ma);
+        let over = mean.v1_mv + mean.v2_mv + instant;
         let here = params.ocv_mv(mean.soc, temp_c);
         let fade = math::one_minus_exp(moved / OFFSET_SOC);
         let noise = square(READING_MV) + square(DYNAMICS * over) * (CORRELATION_S / dt).max(1.0);

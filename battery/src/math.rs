@@ -55,6 +55,18 @@ pub fn sqrt(x: f32) -> f32 {
     0.5 * (y + x / y)
 }
 
+/// Inverse hyperbolic sine, relative error below 3e-5.
+pub fn asinh(x: f32) -> f32 {
+    let a = x.abs();
+    let y = if a < 0.2 {
+        let a2 = a * a;
+        a * (1.0 - a2 * (1.0 / 6.0 - a2 * (3.0 / 40.0 - a2 * (15.0 / 336.0))))
+    } else {
+        core::f32::consts::LN_2 * log2(a + sqrt(a * a + 1.0))
+    };
+    if x < 0.0 { -y } else { y }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

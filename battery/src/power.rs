@@ -4,13 +4,14 @@
 //! vol. 2 (2016), ch. 6; first in *IEEE Trans. Veh. Technol.* 53 (2004) 1586):
 //!
 //! ```text
-//! v(T) = OCV(z - i T / Q) + shift - v1 e^(-T/tau1) - v2 e^(-T/tau2) - i (R0 + R1 (1 - e^(-T/tau1)) + R2 (1 - e^(-T/tau2)))
+//! v(T) = OCV(z - i T / Q) + shift - v1 e^(-T/tau1) - v2 e^(-T/tau2) - i (R1 (1 - e^(-T/tau1)) + R2 (1 - e^(-T/tau2)))
+//!        - R0 i - Rk Ik asinh(i / Ik)
 //! ```
 //!
 //! v(T) falls with i, so the current that just reaches a voltage is found by bisection. The state of charge enters two sigma
 //! on the careful side: low for discharge, high for charge.
 
-use crate::cell::CellParams;
+use crate::cell::{CellParams, Point};
 use crate::math;
 use crate::soc::CellState;
 use helio_units::Duration;
@@ -113,8 +114,9 @@ struct Ahead<'a> {
     /// Voltage that is there whatever the current: shift and what the pairs keep [mV].
     offset_now: f32,
     offset_then: f32,
-    r0: f32,
-    resistance: f32,
+    point: Point,
+    /// Resistance of the pairs at the end [Ω].
+    pairs: f32,
 }
 
 impl<'a> Ahead<'a> {
@@ -129,8 +131,8 @@ impl<'a> Ahead<'a> {
             soc_per_ma: seconds / (3_600.0 * params.capacity_mah()),
             offset_now: state.shift_mv - state.v1_mv - state.v2_mv,
             offset_then: state.shift_mv - state.v1_mv * (1.0 - gone1) - state.v2_mv * (1.0 - gone2),
-            r0: point.r0,
-            resistance: point.r0 + point.r1 * gone1 + point.r2 * gone2,
+            point,
+            pairs: point.r1 * gone1 + point.r2 * gone2,
         }
     }
 
@@ -139,12 +141,13 @@ impl<'a> Ahead<'a> {
         self.params
             .ocv_mv(self.soc - ma * self.soc_per_ma, self.temp_c)
             + self.offset_then
-            - ma * self.resistance
+            - ma * self.pairs
+            - self.point.instant_mv(ma)
     }
 
     /// Terminal voltage at once: under a relaxing overvoltage the beginning can be the harder end [mV].
     fn at_once(&self, ma: f32) -> f32 {
-        self.params.ocv_mv(self.soc, self.temp_c) + self.offset_now - ma * self.r0
+        self.params.ocv_mv(self.soc, self.temp_c) + self.offset_now - self.point.instant_mv(ma)
     }
 }
 

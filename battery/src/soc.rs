@@ -327,9 +327,9 @@ impl SocFilter {
     fn cut(&mut self, params: &CellParams, point: &Point, reading: Reading, known: Interval) {
         let Gaussian { x, p } = &self.belief;
         let Reading { ma, mv, temp_c } = reading;
-        let ocv = mv + point.r0 * (ma - x[B]) + x[V1] + x[V2] - point.hysteresis_mv * self.h;
+        let ocv = mv + point.instant_mv(ma - x[B]) + x[V1] + x[V2] - point.hysteresis_mv * self.h;
         let others = p[V1][V1] + p[V2][V2] + p[E][E];
-        let noise = square(READING_MV) + square(RESISTANCE * point.r0 * ma);
+        let noise = square(READING_MV) + square(RESISTANCE * point.instant_mv(ma));
         let reach = REACH * math::sqrt(others + noise);
         let (said_lo, said_hi) = params.soc_interval(ocv - reach, ocv + reach, temp_c);
         let mut interval = Interval {
@@ -436,11 +436,12 @@ impl SocFilter {
         let slope =
             ((here - below) / (z - left).max(1e-3)).min((above - here) / (right - z).max(1e-3));
         let i = reading.ma - x[B];
-        let foreseen = here + point.hysteresis_mv * self.h + x[E] - x[V1] - x[V2] - point.r0 * i;
+        let instant = point.instant_mv(i);
+        let foreseen = here + point.hysteresis_mv * self.h + x[E] - x[V1] - x[V2] - instant;
         let innovation = reading.mv - foreseen;
-        let h = [slope, -1.0, -1.0, point.r0, 1.0];
+        let h = [slope, -1.0, -1.0, point.instant_slope(i), 1.0];
         let (g, variance) = self.belief.project(&h);
-        let resistance = square(RESISTANCE * point.r0 * i);
+        let resistance = square(RESISTANCE * instant);
         let noise = square(READING_MV);
         let plain = innovation * innovation / (variance + noise + resistance);
         let strain = strain + math::one_minus_exp(dt / LOST_S) * (plain.min(50.0) - strain);
