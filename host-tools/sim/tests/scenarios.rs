@@ -117,9 +117,10 @@ fn a_full_rack_joins_every_bus_and_loses_nothing() {
             "{}",
             report.bus
         );
-        // Joining slaves find each other by colliding on the line; on CAN, identifiers decide.
+        // Joining slaves find each other by colliding on the line. On CAN identifiers decide, and
+        // only the SYNC that the master sends before the first slave is up finds no acknowledgement.
         let on_can = !matches!(kind, BusKind::Rs485At1M | BusKind::Rs485At4M);
-        assert!(!on_can || rack.error_frames == 0, "{}", report.bus);
+        assert!(!on_can || rack.error_frames <= 1, "{}", report.bus);
         assert!(!rack.latency.is_empty(), "{}", report.bus);
         if matches!(kind, BusKind::Can1M | BusKind::CanFd) {
             for class in &rack.latency {
