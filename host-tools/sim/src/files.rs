@@ -293,12 +293,12 @@ pub struct CellTrace {
 }
 
 const TIME: [&str; 4] = ["time_s", "time", "Time [s]", "t"];
-const CURRENT: [&str; 4] = ["current_a", "current", "Current [A]", "i"];
+const CURRENT: [&str; 5] = ["current_a", "current", "Current [A]", "I[A]", "i"];
 
 impl CellTrace {
     /// Reads `time_s, current_a, voltage_v[, temperature_c][, soc]`; common other names are known.
-    /// With `discharge_ah`/`charge_ah` columns instead of `soc` the truth is counted from
-    /// `soc_start` with `capacity_mah`. `sign` is -1 for files that count charge positive.
+    /// Without a column `soc` the truth is counted from `soc_start` with `capacity_mah`: by the
+    /// tester's `discharge_ah` and `charge_ah` where there are such columns, else by its current. `sign` is -1 for files that count charge positive.
     pub fn load(
         file: &Path,
         capacity_mah: f64,
@@ -310,7 +310,7 @@ impl CellTrace {
         let mut current_a = csv.column(&CURRENT)?;
         csv.finite(&CURRENT, &current_a)?;
         current_a.iter_mut().for_each(|c| *c *= sign);
-        const VOLTAGE: [&str; 4] = ["voltage_v", "voltage", "Voltage [V]", "v"];
+        const VOLTAGE: [&str; 5] = ["voltage_v", "voltage", "Voltage [V]", "U[V]", "v"];
         let voltage_v = csv.column(&VOLTAGE)?;
         csv.finite(&VOLTAGE, &voltage_v)?;
         if let Some(n) = voltage_v.iter().position(|v| !(0.0..=6.0).contains(v)) {
@@ -339,7 +339,17 @@ impl CellTrace {
                     .collect(),
             )
         };
-        let soc = csv.optional(&["soc", "soc_true", "SOC"]).or_else(counted);
+        let integrated = || {
+            let mut soc = soc_start?;
+            let steps = time_s.windows(2).zip(current_a.windows(2));
+            let rest = steps.map(|(t, i)| {
+                soc -= (t[1] - t[0]) * (i[0] + i[1]) / 2.0 / (3.6 * capacity_mah);
+                soc
+            });
+            Some(soc_start.into_iter().chain(rest).collect())
+        };
+        let soc = csv.optional(&["soc", "soc_true", "SOC"]);
+        let soc = soc.or_else(counted).or_else(integrated);
         Ok(Self {
             time_s,
             current_a,
@@ -517,7 +527,7 @@ mod tests {
             ),
             (
                 "0,,3.6\n",
-                ":2: current_a or current or Current [A] or i is missing",
+                ":2: current_a or current or Current [A] or I[A] or i is missing",
             ),
             ("", ":1: there is a header but no rows"),
         ];

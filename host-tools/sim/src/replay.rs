@@ -102,8 +102,8 @@ impl BatteryReplay<'_> {
         let sign = if self.charge_positive { -1.0 } else { 1.0 };
         let trace = CellTrace::load(self.trace, capacity, self.start_soc, sign)?;
         let Some(soc) = trace.soc.clone() else {
-            let what = "there is no truth to compare with; add a column soc (0 to 1), or ampere-hours \
-                        (discharge_ah and charge_ah) and --start-soc";
+            let what = "there is no truth to compare with; add a column soc (0 to 1), or give --start-soc \
+                        to count it from the tester's ampere-hours or current";
             return Err(InputError {
                 file: self.trace.into(),
                 line: Some(1),
@@ -186,7 +186,7 @@ impl BatteryReplay<'_> {
             duration_s: end_s,
             points: n,
             truth: if self.start_soc.is_some() {
-                "ampere-hours of the recording"
+                "counted by the recording's tester"
             } else {
                 "column soc"
             },
