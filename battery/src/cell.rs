@@ -922,7 +922,7 @@ mod tests {
         let refused = NMC_5000MAH.with_kinetics(&[1.0; 6], &[0.0; 6]).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "ik_ma[0] is 0: give a current above 0 mA"
+            "ik_ma[0] is 0; give a current above 0 mA"
         );
         assert_eq!(NMC_5000MAH.point(0.5, -20.0).instant_mv(1e3), 75.0);
     }
