@@ -9,6 +9,8 @@
 mod bridge;
 mod broker;
 mod demo;
+mod locate;
+mod map;
 mod replay;
 mod sim;
 
@@ -38,6 +40,11 @@ enum Command {
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
     #[command(subcommand)]
     Replay(replay::Command),
+    /// Locate tags from recorded ranges, and compare with the truth where there is one.
+    Locate(locate::Args),
+    /// Check, calibrate, survey, compare and export anchor maps.
+    #[command(subcommand)]
+    Map(map::Command),
     /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
@@ -78,6 +85,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Sim(args) => sim::run(args),
         Command::Replay(command) => replay::run(command),
+        Command::Locate(args) => locate::run(&args),
+        Command::Map(command) => map::run(&command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
     };
@@ -88,6 +97,7 @@ fn main() -> ExitCode {
             let bad_input = e.chain().any(|cause| {
                 cause.is::<BadInput>()
                     || cause.is::<helio_sim::scenario::InputError>()
+                    || cause.is::<helio_locate::InputError>()
                     || cause
                         .downcast_ref::<std::io::Error>()
                         .is_some_and(|io| io.kind() == std::io::ErrorKind::AddrInUse)
