@@ -21,7 +21,7 @@ mod serial;
 use crate::budget::Budget;
 use crate::join::{self, Description, PROTOCOL_VERSION};
 use crate::message::*;
-pub(crate) use serial::signal;
+pub(crate) use serial::{RANGING, signal};
 
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
 use crate::{Busy, Schedule};

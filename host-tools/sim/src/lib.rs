@@ -3,7 +3,6 @@
 //!
 //! [`World`] runs a [`scenario::Scenario`]; [`replay`] feeds recordings to the slaves' sensors.
 
-pub mod analysis;
 pub mod files;
 pub mod media;
 pub mod plant;
