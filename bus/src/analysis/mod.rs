@@ -170,6 +170,11 @@ pub const fn bit_times(kind: BusKind) -> Option<(Duration, Duration)> {
     }
 }
 
+/// Identifier of management frames, for who has to know how long they can be.
+pub fn management_id(node: NodeId, to_master: bool) -> CanId {
+    join::management_id(node, to_master)
+}
+
 /// Bounds of one bus.
 #[derive(Clone, Debug)]
 pub struct Analysis {

@@ -79,7 +79,8 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
         let alarm = cycle + worst.shift + worst.longest_state;
         add(Kind::Alarm, count, fixed(alarm), Some(cycle * 2));
     }
-    add(Kind::Sync, 1, head, None);
+    // Beacon and orders come in one run, which receivers take at its end.
+    add(Kind::Sync, 1, fixed(head + worst.shift), None);
     let order = cycle + head + worst.latest_head;
     add(Kind::Order, MAX_ORDERS as u32, fixed(order), None);
     if count > 0 {

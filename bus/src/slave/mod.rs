@@ -299,6 +299,11 @@ impl SlaveLink {
         self.core.stats
     }
 
+    /// What this slave says it can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.core.capabilities
+    }
+
     /// The timing in use.
     pub fn schedule(&self) -> &Schedule {
         &self.core.schedule
