@@ -560,6 +560,13 @@ impl Timing {
         self.bytes(CLAIM_LEN) + self.guard
     }
 
+    /// What a superframe needs behind its slots: a pair of windows, so many places to join, and the
+    /// next beacon.
+    pub fn tail(&self, joins: u16, seats: u8) -> Duration {
+        let windows = self.slot(FRAGMENT_LEN) * 2;
+        windows + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
+    }
+
     /// Beacon alone.
     pub fn beacon(&self, seats: u8) -> Duration {
         self.bytes(beacon_len(seats))
@@ -651,7 +658,7 @@ impl Plan {
     }
 
     /// All places in order, with the start of the frame and of the minislot behind it.
-    fn places(&self) -> impl Iterator<Item = (Place, Instant, Instant)> {
+    pub fn places(&self) -> impl Iterator<Item = (Place, Instant, Instant)> {
         let t = self.timing;
         let seats = || (1..=self.seats).filter_map(NodeId::new);
         let role = |node: NodeId| self.roles.get(node.index()).copied().unwrap_or_default();

@@ -26,7 +26,7 @@ const TRIP_REPEATS: u8 = 2;
 /// Who was not heard in its first slots keeps away for up to twice as long, and doubles it.
 const UNHEARD: Duration = Duration::from_millis(50);
 /// Ranges are taken so long before the first slot for them.
-const RANGING: Duration = Duration::from_micros(300);
+pub(crate) const RANGING: Duration = Duration::from_micros(300);
 
 pub(super) struct Serial {
     timing: Timing,
