@@ -4,6 +4,7 @@
 //! [`World`] runs a [`scenario::Scenario`]; [`replay`] feeds recordings to the slaves' sensors.
 
 pub mod analysis;
+pub mod bench;
 pub mod files;
 pub mod media;
 pub mod plant;
