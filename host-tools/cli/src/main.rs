@@ -6,6 +6,7 @@
 //! | 1 | it was tried and failed |
 //! | 2 | the input is wrong: arguments, a file, a port in use; the message says what to change |
 
+mod bench;
 mod bridge;
 mod broker;
 mod demo;
@@ -35,6 +36,9 @@ enum Command {
     Demo(demo::Args),
     /// Run a scenario in virtual time and report.
     Sim(sim::Args),
+    /// Measure what the bus must hold, in virtual time.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
     #[command(subcommand)]
     Replay(replay::Command),
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Sim(args) => sim::run(args),
+        Command::Bench(command) => bench::run(command),
         Command::Replay(command) => replay::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),

@@ -3,6 +3,7 @@
 //!
 //! [`World`] runs a [`scenario::Scenario`]; [`replay`] feeds recordings to the slaves' sensors.
 
+pub mod bench;
 pub mod bounds;
 pub mod files;
 pub mod media;

@@ -452,6 +452,9 @@ impl Clock {
 
     /// The first moment at which the crystal shows `local` or later.
     pub fn global(self, local: Instant) -> Instant {
+        if local == Instant::MAX {
+            return local; // never
+        }
         let l = local.as_nanos();
         // Wrong by the drift of the drift, which is a few nanoseconds in an hour.
         let mut t = l.saturating_add_signed(-self.drift(l));
