@@ -17,6 +17,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod contactor;
 mod locate;
 pub mod map;
 pub mod northbound;
