@@ -13,7 +13,7 @@ use helio_units::{Duration, Instant};
 pub const JOINS: u16 = 2;
 
 pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) -> Analysis {
-    let timing = Timing::of(schedule.kind);
+    let timing = Timing::of(schedule);
     let mut beacon = Beacon {
         sync: Sync {
             cycle: 0,
@@ -41,7 +41,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
         for pairs in 1..=MAX_PAIRS {
             beacon.orders = orders;
             beacon.pairs = pairs;
-            let plan = Plan::new(schedule.kind, seats, cycle, &beacon, end);
+            let plan = Plan::new(schedule, &beacon, end);
             // The master announces a second pair only when joining keeps its places.
             if pairs > 1 && plan.joins < JOINS {
                 break;
