@@ -18,7 +18,7 @@ pub mod power;
 pub mod protection;
 pub mod soc;
 
-pub use balance::BalanceConfig;
+pub use balance::{BalanceConfig, ChargeBalance};
 pub use cell::{CellData, CellError, CellModel, CellParams};
 pub use group::GroupFilter;
 pub use soc::{CellState, Reading, SocFilter, SocInit};
