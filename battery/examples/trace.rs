@@ -13,7 +13,7 @@
 //!   --log                print every 100th row: time, truth, estimate, sigma
 //! ```
 
-use helio_battery::{CellData, CellParams, SocFilter, SocInit};
+use helio_battery::{CellData, CellExtra, CellParams, SocFilter, SocInit};
 use helio_units::{DeciCelsius, Instant, Milliamps, Millivolts};
 use std::error::Error;
 
@@ -218,10 +218,19 @@ fn load_cell(name: &str) -> Result<CellParams, Box<dyn Error>> {
         hysteresis_rate: one("hysteresis_rate", 30.0),
         sigma_mv: one("sigma_mv", 5.0),
     })?;
-    let (rk, ik) = (list("rk_mohm"), list("ik_ma"));
-    Ok(if rk.is_empty() {
-        params
-    } else {
-        params.with_kinetics(&rk, &ik)?
-    })
+    let tables = [
+        "rk_mohm", "ik_ma", "r3_mohm", "tau3_s", "jump_mv", "shift_mv", "sigma_mv",
+    ]
+    .map(list);
+    let [rk_mohm, ik_ma, r3_mohm, tau3_s, jump_mv, shift_mv, sigma_mv] = &tables;
+    Ok(params.with_extra(&CellExtra {
+        rk_mohm,
+        ik_ma,
+        r3_mohm,
+        tau3_s,
+        jump_mv,
+        shift_mv,
+        sigma_mv: if sigma_mv.len() > 1 { sigma_mv } else { &[] },
+        coulombic_efficiency: one("coulombic_efficiency", 1.0),
+    })?)
 }

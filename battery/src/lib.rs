@@ -19,7 +19,7 @@ pub mod protection;
 pub mod soc;
 
 pub use balance::{BalanceConfig, ChargeBalance};
-pub use cell::{CellData, CellError, CellModel, CellParams};
+pub use cell::{CellData, CellError, CellExtra, CellModel, CellParams};
 pub use group::GroupFilter;
 pub use soc::{CellState, Reading, SocFilter, SocInit};
 

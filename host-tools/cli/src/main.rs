@@ -9,6 +9,7 @@
 mod bench;
 mod bridge;
 mod broker;
+mod cell;
 mod demo;
 mod replay;
 mod sim;
@@ -42,6 +43,9 @@ enum Command {
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
     #[command(subcommand)]
     Replay(replay::Command),
+    /// Make a cell's parameter file from test recordings, test an estimator on others, plot.
+    #[command(subcommand)]
+    Cell(cell::Command),
     /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(args),
         Command::Bench(command) => bench::run(command),
         Command::Replay(command) => replay::run(command),
+        Command::Cell(command) => cell::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
     };
