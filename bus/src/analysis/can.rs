@@ -13,7 +13,7 @@ use crate::message::CanId;
 use helio_units::Duration;
 
 /// Periodic or sporadic messages of one kind; with `count` above one they have neighbouring
-/// identifiers, and what is computed is the bound of the least urgent of them.
+/// identifiers, and what is computed bounds the least urgent of them, which may be the longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     /// Order of urgency, lower first; no two streams share it.
@@ -22,6 +22,8 @@ pub struct Stream {
     pub count: u32,
     /// Their longest frame, intermission included.
     pub length: Duration,
+    /// The longest frames of all but the one where that is shortest, together.
+    pub others: Duration,
     /// Least time between the events that cause one of them, but for `early`.
     pub period: Duration,
     /// From the event until the frame waits in a mailbox, at most. Part of the response. Who does
@@ -41,6 +43,7 @@ impl Stream {
             key,
             count: 1,
             length,
+            others: Duration::ZERO,
             period,
             jitter: Duration::ZERO,
             early: Duration::ZERO,
@@ -95,8 +98,8 @@ pub struct Overload;
 pub fn worst_response(streams: &[Stream], of: &Stream, wire: &Wire) -> Result<Duration, Overload> {
     // The others of its own kind are more urgent than the last one.
     let rivals = |m: &Stream| match m.key.cmp(&of.key) {
-        core::cmp::Ordering::Less => u64::from(m.count),
-        core::cmp::Ordering::Equal => u64::from(m.count.saturating_sub(1)),
+        core::cmp::Ordering::Less => m.others.as_nanos().saturating_add(m.length.as_nanos()),
+        core::cmp::Ordering::Equal => m.others.as_nanos(),
         core::cmp::Ordering::Greater => 0,
     };
     let more_urgent = || streams.iter().filter(|m| rivals(m) > 0);
@@ -115,10 +118,7 @@ pub fn worst_response(streams: &[Stream], of: &Stream, wire: &Wire) -> Result<Du
         .fold(length, u64::max);
     let per_error = again.saturating_add(bit.saturating_mul(CanErrors::BITS));
     let lost = |time: u64| wire.errors.within(time).saturating_mul(per_error);
-    let demand = |m: &Stream, count: u64, time: u64| {
-        let frames = instances(m, time).saturating_mul(count);
-        frames.saturating_mul(m.length.as_nanos())
-    };
+    let demand = |m: &Stream, once: u64, time: u64| instances(m, time).saturating_mul(once);
     let settle =
         |start: u64, next: &dyn Fn(u64) -> u64| settle(start, wire.horizon.as_nanos(), next);
 
@@ -126,7 +126,7 @@ pub fn worst_response(streams: &[Stream], of: &Stream, wire: &Wire) -> Result<Du
     let busy = settle(length, &|time| {
         more_urgent()
             .map(|m| demand(m, rivals(m), time))
-            .fold(demand(of, 1, time), u64::saturating_add)
+            .fold(demand(of, length, time), u64::saturating_add)
             .saturating_add(blocking)
             .saturating_add(lost(time))
     })?;
@@ -177,7 +177,8 @@ fn settle(start: u64, horizon: u64, next: &dyn Fn(u64) -> u64) -> Result<u64, Ov
 /// Share of the bus that the streams take when none is lost, in parts per million.
 pub fn load_ppm(streams: &[Stream]) -> u64 {
     let of = |m: &Stream| {
-        let scaled = u128::from(m.length.as_nanos()) * u128::from(m.count) * 1_000_000;
+        let once = u128::from(m.length.as_nanos()) + u128::from(m.others.as_nanos());
+        let scaled = once * 1_000_000;
         scaled.checked_div(u128::from(m.period.as_nanos()))
     };
     let sum: u128 = streams
@@ -374,6 +375,7 @@ mod tests {
         let single: [Stream; 6] = core::array::from_fn(|i| message(i as u32, 100, 1_000));
         let many = [Stream {
             count: 6,
+            others: Duration::from_micros(500),
             ..message(0, 100, 1_000)
         }];
         assert_eq!(

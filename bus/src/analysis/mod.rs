@@ -114,6 +114,8 @@ pub struct Assumptions {
     pub refill: Duration,
     /// Frames destroyed.
     pub errors: CanErrors,
+    /// The slaves have the lowest seats, in order; else any, which costs some bits of stuffing.
+    pub lowest_seats: bool,
 }
 
 impl Assumptions {
@@ -128,6 +130,7 @@ impl Assumptions {
             sampling: schedule.sample_grace,
             refill: Duration::ZERO,
             errors: CanErrors::NONE,
+            lowest_seats: true,
         }
     }
 
@@ -183,18 +186,14 @@ pub struct Analysis {
 }
 
 impl Analysis {
-    /// Looks at a bus with these slaves, in any order.
+    /// Looks at a bus with these slaves, in the order of their seats.
     pub fn new(
         schedule: &Schedule,
-        slaves: impl Iterator<Item = Capabilities>,
+        slaves: impl Iterator<Item = Capabilities> + Clone,
         assumptions: &Assumptions,
     ) -> Self {
         match bit_times(schedule.kind) {
-            Some((bit, fast)) => {
-                let mut census = Census::default();
-                slaves.for_each(|c| census.count(c));
-                CanModel::new(schedule, &census, assumptions, bit, fast).analyse()
-            }
+            Some((bit, fast)) => CanModel::new(schedule, assumptions, bit, fast, slaves).analyse(),
             None => serial::analyse(schedule, slaves),
         }
     }
@@ -229,13 +228,37 @@ pub fn fits(
     schedule: &Schedule,
     slaves: impl Iterator<Item = Capabilities> + Clone,
 ) -> Result<(), Overfull> {
-    let storm = Analysis::new(schedule, slaves.clone(), &Assumptions::storm(schedule));
+    fits_on(schedule, slaves, true)
+}
+
+/// The same for slaves on whatever seats: what a master asks before it takes one more.
+pub fn fits_anywhere(
+    schedule: &Schedule,
+    slaves: impl Iterator<Item = Capabilities> + Clone,
+) -> Result<(), Overfull> {
+    fits_on(schedule, slaves, false)
+}
+
+fn fits_on(
+    schedule: &Schedule,
+    slaves: impl Iterator<Item = Capabilities> + Clone,
+    lowest_seats: bool,
+) -> Result<(), Overfull> {
+    let assumed = Assumptions {
+        lowest_seats,
+        ..Assumptions::storm(schedule)
+    };
+    let storm = Analysis::new(schedule, slaves.clone(), &assumed);
     let urgent = [Kind::Trip, Kind::Alarm, Kind::Sync];
     let late = |b: &&Bound| urgent.contains(&b.kind) && !b.holds();
     if let Some(bound) = storm.bounds().iter().find(late) {
         return Err(Overfull(*bound));
     }
-    Analysis::new(schedule, slaves, &Assumptions::calm(schedule)).fits()
+    let assumed = Assumptions {
+        lowest_seats,
+        ..Assumptions::calm(schedule)
+    };
+    Analysis::new(schedule, slaves, &assumed).fits()
 }
 
 /// What is on the bus, as far as it matters.
@@ -252,7 +275,7 @@ struct Census {
 
 impl Census {
     fn count(&mut self, c: Capabilities) {
-        let pairs = u32::from(c.anchors.min(MAX_ANCHORS as u8)).div_ceil(2);
+        let pairs = pairs(c);
         self.slaves += 1;
         self.detailed += u32::from(c.cells > 0 || c.temps > 0);
         self.pairs += pairs;
@@ -261,11 +284,59 @@ impl Census {
     }
 }
 
+fn pairs(c: Capabilities) -> u32 {
+    u32::from(c.anchors.min(MAX_ANCHORS as u8)).div_ceil(2)
+}
+
+/// Lengths of the frames of one kind.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    longest: Duration,
+    least: Duration,
+    total: Duration,
+}
+
+impl Sizes {
+    const NONE: Self = Self {
+        longest: Duration::ZERO,
+        least: Duration::from_nanos(u64::MAX),
+        total: Duration::ZERO,
+    };
+
+    fn add(&mut self, length: Duration, count: u32) {
+        if count > 0 {
+            self.longest = self.longest.max(length);
+            self.least = self.least.min(length);
+            self.total = self.total + length * count.into();
+        }
+    }
+
+    /// All of so many but the one where that is shortest.
+    fn others(&self, count: u32) -> Duration {
+        let some = self.longest * u64::from(count.saturating_sub(1));
+        let all = self.total.as_nanos().saturating_sub(self.least.as_nanos());
+        some.min(Duration::from_nanos(all))
+    }
+}
+
+/// Kinds of frames whose length depends on the seat.
+const SEATED: [u8; 6] = [
+    class::ALARM,
+    class::SUMMARY,
+    class::TEMPS,
+    class::RANGES,
+    class::STATE,
+    class::ALL_RANGES,
+];
+
 /// The streams of CAN, ready for [`worst_response`].
 struct CanModel<'a> {
     schedule: &'a Schedule,
-    census: &'a Census,
     assumed: &'a Assumptions,
+    census: Census,
+    sizes: [Sizes; SEATED.len()],
+    /// On CAN FD all ranges go in short frames.
+    few: bool,
     bit: Duration,
     fast: Duration,
     wire: Wire,
@@ -294,10 +365,10 @@ type Streams = heapless::Vec<Stream, 16>;
 impl<'a> CanModel<'a> {
     fn new(
         schedule: &'a Schedule,
-        census: &'a Census,
         assumed: &'a Assumptions,
         bit: Duration,
         fast: Duration,
+        slaves: impl Iterator<Item = Capabilities> + Clone,
     ) -> Self {
         // Joining is always classic; management fills a frame of the bus's format.
         let extended = |fd, bytes| {
@@ -311,10 +382,12 @@ impl<'a> CanModel<'a> {
             true => extended(false, 8).max(extended(true, 64)),
             false => extended(false, 8),
         };
-        Self {
+        let mut model = Self {
             schedule,
-            census,
             assumed,
+            census: Census::default(),
+            sizes: [Sizes::NONE; SEATED.len()],
+            few: slaves.clone().all(|c| pairs(c) <= 2),
             bit,
             fast,
             wire: Wire {
@@ -323,15 +396,68 @@ impl<'a> CanModel<'a> {
                 errors: assumed.errors,
                 horizon: schedule.cycle * HORIZON,
             },
+        };
+        // Frames from any seat, when it is not known whose they are.
+        let anywhere = SEATED.map(|class| match assumed.lowest_seats {
+            true => Duration::ZERO,
+            false => model.length(class, None),
+        });
+        let nodes = (1..=NodeId::MAX.get()).filter_map(NodeId::new);
+        for (node, c) in nodes.zip(slaves) {
+            model.census.count(c);
+            let detail = u32::from(c.cells > 0 || c.temps > 0);
+            let ranging = u32::from(c.anchors > 0);
+            let counts = [1, 1, detail, pairs(c), 1, ranging];
+            for (i, class) in SEATED.into_iter().enumerate() {
+                // On one format or the other.
+                let (Some(count), true) = (counts.get(i), model.says(class)) else {
+                    continue;
+                };
+                let length = match (assumed.lowest_seats, anywhere.get(i)) {
+                    (false, Some(length)) => *length,
+                    _ if *count == 0 => Duration::ZERO,
+                    _ => model.length(class, Some(node)),
+                };
+                if let Some(sizes) = model.sizes.get_mut(i) {
+                    sizes.add(length, *count);
+                }
+            }
+        }
+        model
+    }
+
+    /// Whether there are frames of this class on a bus of this format.
+    fn says(&self, of: u8) -> bool {
+        match of {
+            class::STATE | class::ALL_RANGES => self.schedule.fd(),
+            class::ALARM => true,
+            _ => !self.schedule.fd(),
         }
     }
 
-    /// Longest frame of a class, whoever sends it.
-    fn length(&self, of: u8) -> Duration {
+    fn sizes(&self, of: u8) -> Sizes {
+        let found = SEATED.iter().position(|class| *class == of);
+        match found.and_then(|i| self.sizes.get(i)) {
+            Some(sizes) => *sizes,
+            None => {
+                let longest = self.length(of, None);
+                Sizes {
+                    longest,
+                    least: Duration::ZERO,
+                    total: Duration::from_nanos(u64::MAX),
+                }
+            }
+        }
+    }
+
+    /// Longest frame of a class from, or to, this seat; from any when there is none.
+    fn length(&self, of: u8, node: Option<NodeId>) -> Duration {
+        let few = self.few;
         let fd = self.schedule.fd();
+        let seat = node.map_or(0, NodeId::get);
         let node_free = |class| Shape {
-            free_id: 7,
-            ..Shape::any(CanId::Standard(DataId::new(class, 0).0), fd, 8)
+            free_id: if node.is_some() { 0 } else { 7 },
+            ..Shape::any(CanId::Standard(DataId::new(class, seat).0), fd, 8)
         };
         // Check and counter, then as many payload bits as docs/bus.md has for the class.
         let shape = match of {
@@ -350,12 +476,18 @@ impl<'a> CanModel<'a> {
                 used: 24 + 350,
                 ..node_free(of)
             },
-            // The short frame when nobody has more anchors than it holds.
+            // Its slaves have no more anchors than the short frame holds, or it is not short.
             class::ALL_RANGES => Shape {
-                bytes: if self.census.most_pairs <= 2 { 16 } else { 48 },
-                used: 24 + if self.census.most_pairs <= 2 { 80 } else { 272 },
+                bytes: if few { 16 } else { 48 },
+                used: 24 + if few { 80 } else { 272 },
                 ..node_free(of)
             },
+            // Whichever chunk is in turn.
+            class::TEMPS => {
+                let each = class::CELLS..=class::TEMPS;
+                let lengths = each.map(|c| longest(&node_free(c), self.bit, self.fast));
+                return lengths.flatten().max().unwrap_or(Duration::ZERO);
+            }
             _ => node_free(of),
         };
         longest(&shape, self.bit, self.fast).unwrap_or(Duration::ZERO)
@@ -374,10 +506,12 @@ impl<'a> CanModel<'a> {
         let mut all = Streams::new();
         let mut add = |key, count: u32, class, period, jitter: Duration, early, behind: u32| {
             let behind = if slow { behind } else { 0 };
+            let sizes = self.sizes(class);
             let stream = Stream {
                 key,
                 count,
-                length: self.length(class),
+                length: sizes.longest,
+                others: sizes.others(count),
                 period,
                 jitter: jitter + assumed.refill * behind.into() + self.bit,
                 early,
@@ -516,24 +650,36 @@ impl<'a> CanModel<'a> {
         let first = self.streams(drift, true, false);
         let second = self.streams(drift, false, true);
         let phase = self.schedule.ranges_phase;
+        // What is over before the next SYNC meets everything cyclic once, and no SYNC.
+        let once = |streams: &Streams| {
+            let mut once = streams.clone();
+            once.retain(|s| s.key != key::SYNC);
+            for stream in once
+                .iter_mut()
+                .filter(|s| s.period == cycle && s.key > key::SYNC)
+            {
+                stream.period = cycle * HORIZON;
+                stream.early = Duration::ZERO;
+            }
+            once
+        };
+        let of = |streams: &Streams, key| self.response(streams, key);
+        let beat = until_next(Duration::ZERO);
+        let at_sync = |key| {
+            let quick = of(&once(&first), key).filter(|out| *out <= beat);
+            quick.or_else(|| of(&first, key))
+        };
         // Ranges wait for what came at SYNC only if the bus was never free since then: all of it,
         // and all ranges, as if they had come at SYNC too, bounds when the last of them is out.
-        // Each comes once as long as that is before the next SYNC.
-        let mut once = both.clone();
-        for stream in once.iter_mut().filter(|s| s.period == cycle) {
-            stream.period = cycle * HORIZON;
-            stream.early = Duration::ZERO;
-        }
         let ranges = |key| {
-            let alone = self.response(&second, key)?;
-            let behind = |streams| {
-                let out = self.response(streams, key)?.as_nanos();
+            let together = |alone: Streams, both: &Streams| {
+                let out = of(both, key)?.as_nanos();
                 let out = Duration::from_nanos(out.saturating_sub(phase.as_nanos()));
-                Some(out.max(alone))
+                Some(out.max(of(&alone, key)?))
             };
-            behind(&once)
+            together(once(&second), &once(&both))
                 .filter(|out| *out <= until_next(phase))
-                .or_else(|| behind(&both))
+                .or_else(|| together(second.clone(), &both))
         };
         let mut bounds = heapless::Vec::new();
         let mut add = |kind, count: u32, response, deadline| {
@@ -553,19 +699,17 @@ impl<'a> CanModel<'a> {
             add(Kind::EveryTrip, n, self.trip_among(&both, n), None);
         }
         let alarms = u32::from(self.assumed.alarms).min(n);
-        let of = |streams: &Streams, key| self.response(streams, key);
         add(
             Kind::Alarm,
             alarms,
             of(&both, key::ALARM),
             Some(ALARM_DEADLINE),
         );
-        let beat = until_next(Duration::ZERO);
         add(Kind::Sync, 1, of(&both, key::SYNC), Some(beat));
         add(Kind::Order, 2, of(&both, key::SYNC), None);
         let detailed = self.census.detailed;
         if self.schedule.fd() {
-            add(Kind::State, n, of(&first, key::STATE), Some(beat));
+            add(Kind::State, n, at_sync(key::STATE), Some(beat));
             let ranges = ranges(key::ALL_RANGES);
             add(
                 Kind::Ranges,
@@ -574,8 +718,8 @@ impl<'a> CanModel<'a> {
                 Some(until_next(phase)),
             );
         } else {
-            add(Kind::Summary, n, of(&first, key::SUMMARY), Some(beat));
-            add(Kind::Detail, detailed, of(&first, key::DETAIL), Some(beat));
+            add(Kind::Summary, n, at_sync(key::SUMMARY), Some(beat));
+            add(Kind::Detail, detailed, at_sync(key::DETAIL), Some(beat));
             let ranges = ranges(key::RANGES);
             add(
                 Kind::Ranges,
@@ -605,17 +749,9 @@ impl<'a> CanModel<'a> {
         let mut streams = streams.clone();
         let trips = streams.iter_mut().find(|s| s.key == key::TRIP)?;
         trips.count = count;
+        trips.others = trips.length * u64::from(count.saturating_sub(1));
         self.response(&streams, key::TRIP)
     }
-}
-
-/// Whether one more slave fits beside those that are there, and what breaks if not.
-pub fn admits(
-    schedule: &Schedule,
-    members: impl Iterator<Item = Capabilities> + Clone,
-    newcomer: Capabilities,
-) -> Result<(), Overfull> {
-    fits(schedule, members.chain(core::iter::once(newcomer)))
 }
 
 /// How many slaves with these capabilities (in turn) the bus takes; at most 127. On RS485 the beacon

@@ -13,11 +13,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use helio_bus::analysis::{Analysis, Assumptions, Kind};
+use helio_bus::analysis::{Analysis, Assumptions, Kind, management_id};
 use helio_bus::{
     Alarm, BusKind, CanFrame, CanId, Capabilities, Command, MAX_ANCHORS, Mailbox, MasterEvent,
     MasterLink, Message, Order, Ranges, Schedule, Severity, SlaveEvent, SlaveLink, SlaveState,
-    State, Summary, encode_can, slave_accepts,
+    State, Summary, decode_can, encode_can, slave_accepts,
 };
 use helio_units::{
     DeciCelsius, Duration, Instant, Milliamps, Millimetres, Millivolts, NodeId, TagId,
@@ -145,7 +145,7 @@ pub fn critical(plan: &Plan) -> Result<Comparison, NotJoined> {
                 // Whatever the time, the longest frame.
                 u16::MAX => (*length, Duration::ZERO),
                 // The longest from SYNC to its end.
-                _ => (*length + waited * 4, waited),
+                _ => (*length + waited, waited),
             }
         });
         let Some((start, _)) = best.copied() else {
@@ -168,7 +168,7 @@ pub fn critical(plan: &Plan) -> Result<Comparison, NotJoined> {
 /// Cycles in which a worst instant is looked for.
 const CRITICAL_CYCLES: u64 = 200;
 /// Payloads that are tried to find one that stuffs much.
-const TRIES: usize = 400;
+const TRIES: usize = 6_000;
 const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -585,9 +585,11 @@ impl Rig {
                 frame,
                 receivers,
                 started,
+                from,
                 ..
             } => {
                 self.frames += 1;
+                self.note_counter(from, &frame);
                 if let (CanId::Extended(_), Mode::Critical, Medium::Can(_, timing)) =
                     (frame.id, self.mode, &self.medium)
                 {
@@ -616,6 +618,25 @@ impl Rig {
                 }
             },
             _ => {}
+        }
+    }
+
+    /// Payloads that are to stuff much must know the counter that goes with them.
+    fn note_counter(&mut self, from: Port, frame: &CanFrame) {
+        if self.mode != Mode::Critical {
+            return;
+        }
+        if let Some(unit) = from
+            .index()
+            .checked_sub(1)
+            .and_then(|i| self.units.get_mut(i))
+            && let Ok(decoded) = decode_can(frame)
+        {
+            match decoded.message {
+                Message::Alarm(..) => unit.counters[0] = decoded.counter,
+                Message::Summary(..) | Message::State(..) => unit.counters[1] = decoded.counter,
+                _ => {}
+            }
         }
     }
 
@@ -730,15 +751,8 @@ impl Rig {
         };
         let unit = &mut self.units[i];
         let since = match kind {
-            Kind::Alarm => {
-                unit.counters[0] = unit.counters[0].wrapping_add(1);
-                unit.alarmed.take()
-            }
+            Kind::Alarm => unit.alarmed.take(),
             Kind::Ranges => unit.ranged,
-            Kind::Summary | Kind::State => {
-                unit.counters[1] = unit.counters[1].wrapping_add(1);
-                unit.synced
-            }
             _ => unit.synced,
         };
         self.see(kind, since);
@@ -843,59 +857,72 @@ impl Rig {
         }
     }
 
-    fn alarm_of(&mut self, i: usize) -> Alarm {
-        let random = |rig: &mut Self, stuffed: bool| {
-            let mut byte = || match stuffed {
-                true => rig.runs(),
-                false => rig.noise.bits() as u8,
-            };
-            Alarm {
-                code: byte(),
-                severity: Severity::Trip,
-                active: byte() & 1 == 1,
-                index: byte() & 31,
-                value: i16::from_le_bytes([byte(), byte()]),
+    /// Bytes for which `time` is long: random ones, then every change that does not shorten it.
+    fn climb(
+        &mut self,
+        bytes: usize,
+        tries: usize,
+        time: impl Fn(&Self, &[u8]) -> Duration,
+    ) -> Vec<u8> {
+        let mut best = (Duration::ZERO, vec![0; bytes]);
+        let mut next = best.1.clone();
+        for attempt in 0..tries {
+            match u8::try_from(attempt) {
+                // The same byte throughout is often best where there are many.
+                Ok(repeated) if bytes > 16 => next.fill(repeated),
+                _ if attempt % 400 < 20 => next.iter_mut().for_each(|b| *b = self.runs()),
+                _ => {
+                    next.copy_from_slice(&best.1);
+                    let at = self.pick(bytes);
+                    next[at] = match attempt % 3 {
+                        0 => self.runs(),
+                        1 => self.noise.bits() as u8,
+                        _ => next[at] ^ 1 << self.pick(8),
+                    };
+                }
             }
-        };
-        let first = random(self, self.stuff);
-        let (true, Some(node)) = (self.stuff, self.units[i].link.node()) else {
-            return first;
-        };
-        let counter = self.units[i].counters[0].wrapping_add(1) & 0xf;
-        let fd = self.schedule.kind == BusKind::CanFd;
-        let mut best = (Duration::ZERO, first);
-        for _ in 0..TRIES {
-            let alarm = random(self, true);
-            let time = self.time_of(encode_can(&Message::Alarm(node, alarm), counter, fd));
-            if time > best.0 {
-                best = (time, alarm);
+            let took = time(self, &next);
+            if took >= best.0 {
+                best = (took, next.clone());
             }
         }
         best.1
     }
 
+    fn alarm_of(&mut self, i: usize) -> Alarm {
+        let of = |b: &[u8]| Alarm {
+            code: b[0],
+            severity: Severity::Trip,
+            active: b[1] & 1 == 1,
+            index: b[1] >> 1 & 31,
+            value: i16::from_le_bytes([b[2], b[3]]),
+        };
+        let (true, Some(node)) = (self.stuff, self.units[i].link.node()) else {
+            return of(&self.noise.bits().to_le_bytes());
+        };
+        let counter = self.units[i].counters[0].wrapping_add(1) & 0xf;
+        let fd = self.schedule.kind == BusKind::CanFd;
+        of(&self.climb(4, TRIES, |rig, bytes| {
+            rig.time_of(encode_can(&Message::Alarm(node, of(bytes)), counter, fd))
+        }))
+    }
+
     fn state(&mut self, i: usize) -> State {
         let (true, Some(node)) = (self.stuff, self.units[i].link.node()) else {
-            let salt = self.noise.bits() as u8;
-            return state_of(&mut || salt);
+            return state_of(&self.noise.bits().to_le_bytes());
         };
         let fd = self.schedule.kind == BusKind::CanFd;
         let counter = self.units[i].counters[1].wrapping_add(1);
         let counter = if fd { counter } else { counter & 0xf };
-        let mut best = (Duration::ZERO, State::default());
-        for attempt in 0..TRIES {
-            let repeated = u8::try_from(attempt).ok();
-            let state = state_of(&mut || repeated.unwrap_or_else(|| self.runs()));
+        let bytes = if fd { 44 } else { 7 };
+        state_of(&self.climb(bytes, TRIES, |rig, bytes| {
+            let state = state_of(bytes);
             let message = match fd {
                 true => Message::State(node, state),
                 false => Message::Summary(node, state.summary),
             };
-            let time = self.time_of(encode_can(&message, counter, fd));
-            if time > best.0 {
-                best = (time, state);
-            }
-        }
-        best.1
+            rig.time_of(encode_can(&message, counter, fd))
+        }))
     }
 
     fn ranges(&mut self, i: usize) -> Ranges {
@@ -910,49 +937,42 @@ impl Rig {
         }
     }
 
-    /// For each seat a datagram each way whose segments stuff as much as any that were tried.
+    /// For each seat a datagram each way; those of the first seat stuff much in every segment.
     fn stuffed_datagrams(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let fd = self.schedule.kind == BusKind::CanFd;
-        let of = |rig: &mut Self, node: NodeId, to_master: bool| {
-            let room = if fd { 63 } else { 7 };
-            let mut datagram = vec![0x0f; room - 1];
-            if !rig.is_can() {
-                return vec![0x0f; 400];
-            }
-            for sequence in 1..=(1_200 / room) as u8 {
-                let id = helio_bus::analysis::management_id(node, to_master);
-                let mut best = (Duration::ZERO, Vec::new());
-                for attempt in 0..TRIES / 4 {
-                    let repeated = u8::try_from(attempt * 3).ok().filter(|_| fd);
-                    let body: Vec<u8> = (0..room)
-                        .map(|_| repeated.unwrap_or_else(|| rig.runs()))
-                        .collect();
-                    let mut data = vec![0x20 | sequence & 0xf];
-                    data.extend(&body);
-                    let time = rig.time_of(CanFrame::new(id, fd, &data));
-                    if time > best.0 {
-                        best = (time, body);
-                    }
+        let room = if fd { 63 } else { 7 };
+        let plain = vec![0x0f; 1_200];
+        let mut all = vec![(plain.clone(), plain); self.units.len()];
+        if let (true, Some(first), Some(node)) = (
+            self.is_can(),
+            all.first_mut(),
+            self.units.first().and_then(|unit| unit.link.node()),
+        ) {
+            for (datagram, to_master) in [(&mut first.0, false), (&mut first.1, true)] {
+                let id = management_id(node, to_master);
+                // What the first frame takes; then a whole number of segments.
+                datagram.truncate(room - 1);
+                for sequence in 1..=15 {
+                    let segment = self.climb(room, TRIES, |rig, body| {
+                        let mut data = vec![0x20 | sequence];
+                        data.extend(body);
+                        rig.time_of(CanFrame::new(id, fd, &data))
+                    });
+                    datagram.extend(segment);
                 }
-                datagram.extend(best.1);
             }
-            datagram
-        };
-        let nodes: Vec<_> = self.units.iter().map(|u| u.link.node()).collect();
-        let each = nodes.into_iter().map(|node| match node {
-            Some(node) => (of(self, node, false), of(self, node, true)),
-            None => (Vec::new(), Vec::new()),
-        });
-        each.collect()
+        }
+        all
     }
 }
 
 /// A state whose bits on the wire are these bytes, as far as a state can have them.
-fn state_of(byte: &mut dyn FnMut() -> u8) -> State {
+fn state_of(bytes: &[u8]) -> State {
     let (mut held, mut bits) = (0u64, 0u32);
+    let mut rest = bytes.iter().cycle();
     let mut take = |count: u32| {
         while bits < count {
-            held |= u64::from(byte()) << bits;
+            held |= u64::from(rest.next().copied().unwrap_or(0)) << bits;
             bits += 8;
         }
         let value = held & ((1 << count) - 1);

@@ -58,6 +58,7 @@ fn a_critical_instant_meets_the_bound_but_for_the_bit_of_a_head_start() {
         .map(|frame| Stream {
             key: arbitration_key(frame.id),
             count: 1,
+            others: Duration::ZERO,
             early: Duration::ZERO,
             missed: 0,
             length: longest(&Shape::any(frame.id, true, 64), BIT, FAST).expect("valid"),
@@ -153,7 +154,8 @@ proptest! {
             messages.push(Stream {
                 key: arbitration_key(id),
                 count: 1,
-                early: Duration::ZERO,
+                others: Duration::ZERO,
+            early: Duration::ZERO,
                 missed: 0,
                 length: longest(&Shape::any(id, fd, bytes), BIT, FAST).expect("valid"),
                 period: Duration::from_micros(period),
