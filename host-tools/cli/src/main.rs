@@ -11,6 +11,7 @@ mod bridge;
 mod broker;
 mod cell;
 mod demo;
+mod hub;
 mod replay;
 mod sim;
 
@@ -50,6 +51,8 @@ enum Command {
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
     Broker(broker::Args),
+    /// Join firmwares in emulation (native_sim, QEMU) to one RS485 or CAN bus.
+    Hub(hub::Args),
 }
 
 /// An error that the user can mend: exit code 2.
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Cell(command) => cell::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
+        Command::Hub(args) => hub::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
