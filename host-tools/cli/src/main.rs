@@ -6,6 +6,7 @@
 //! | 1 | it was tried and failed |
 //! | 2 | the input is wrong: arguments, a file, a port in use; the message says what to change |
 
+mod analyse;
 mod bridge;
 mod broker;
 mod demo;
@@ -38,6 +39,9 @@ enum Command {
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
     #[command(subcommand)]
     Replay(replay::Command),
+    /// Prove from a scenario's bus how late each message can be.
+    #[command(subcommand)]
+    Analyse(analyse::Command),
     /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Sim(args) => sim::run(args),
         Command::Replay(command) => replay::run(command),
+        Command::Analyse(command) => analyse::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
     };
