@@ -201,6 +201,8 @@ pub struct Shape {
     pub bytes: usize,
     /// Data bits from this one on, counted from the lowest of the first byte, are zero.
     pub used: usize,
+    /// And so is this one.
+    pub spare: Option<usize>,
 }
 
 impl Shape {
@@ -212,6 +214,7 @@ impl Shape {
             fd,
             bytes,
             used: usize::MAX,
+            spare: None,
         }
     }
 }
@@ -246,7 +249,8 @@ pub fn longest(shape: &Shape, nominal_bit: Duration, fast_bit: Duration) -> Opti
     let data = |stuffing: &mut MostStuffing| {
         for at in 0..bytes {
             for bit in (0..8).rev() {
-                if at * 8 + bit < shape.used {
+                let index = at * 8 + bit;
+                if index < shape.used && shape.spare != Some(index) {
                     stuffing.free(1);
                 } else {
                     stuffing.known(0, 1);

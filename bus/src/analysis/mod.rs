@@ -471,9 +471,14 @@ impl<'a> CanModel<'a> {
                 used: 12 + 36,
                 ..node_free(of)
             },
+            class::SUMMARY => Shape {
+                spare: Some(12 + 7),
+                ..node_free(of)
+            },
             class::STATE => Shape {
                 bytes: 48,
                 used: 24 + 350,
+                spare: Some(24 + 7),
                 ..node_free(of)
             },
             // Its slaves have no more anchors than the short frame holds, or it is not short.
@@ -526,7 +531,8 @@ impl<'a> CanModel<'a> {
         let trips = u32::from(assumed.trips).clamp(1, n.max(1));
         add(key::TRIP, trips, class::TRIP, cycle, zero, zero, 0);
         // The whole budget of a babbler, less what every slave is granted below.
-        let spent = part(4) * u64::from(ALARM_BURST.saturating_sub(1));
+        let granted = if u32::from(assumed.alarms) >= n { 2 } else { 1 };
+        let spent = part(4) * u64::from(ALARM_BURST.saturating_sub(granted));
         add(
             key::BABBLED_ALARM,
             babblers,
@@ -840,6 +846,24 @@ mod tests {
         assert!(alarm(BusKind::Can1M) <= Some(Duration::from_micros(5_000)));
         assert!(alarm(BusKind::CanFd) <= Some(Duration::from_micros(2_500)));
         assert!(alarm(BusKind::Can500k) <= Some(Duration::from_micros(10_000)));
+        // One babbler, whatever it sends, adds at most a tenth.
+        for kind in [BusKind::Can500k, BusKind::Can1M] {
+            let schedule = Schedule::for_bus(kind);
+            let assumed = Assumptions {
+                babblers: 1,
+                ..Assumptions::storm(&schedule)
+            };
+            let a = Analysis::new(&schedule, core::iter::repeat_n(RACK, 32), &assumed);
+            let babbled = a
+                .bound(Kind::Alarm)
+                .and_then(|b| b.response)
+                .map(Duration::as_nanos);
+            let calm = alarm(kind).map(Duration::as_nanos);
+            assert!(
+                babbled.zip(calm).is_some_and(|(b, c)| b * 10 <= c * 11),
+                "{kind:?}"
+            );
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | 1 | it was tried and failed |
 //! | 2 | the input is wrong: arguments, a file, a port in use; the message says what to change |
 
+mod analyse;
 mod bench;
 mod bridge;
 mod broker;
@@ -47,6 +48,9 @@ enum Command {
     /// Make a cell's parameter file from test recordings, test an estimator on others, plot.
     #[command(subcommand)]
     Cell(cell::Command),
+    /// Prove from a scenario's bus how late each message can be.
+    #[command(subcommand)]
+    Analyse(analyse::Command),
     /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
@@ -91,6 +95,7 @@ fn main() -> ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Replay(command) => replay::run(command),
         Command::Cell(command) => cell::run(command),
+        Command::Analyse(command) => analyse::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
         Command::Hub(args) => hub::run(args),

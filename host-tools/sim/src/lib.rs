@@ -59,15 +59,7 @@ impl World {
             None => Load::Constant(pack.current_a * 1e3),
         };
         let slaves = usize::from(*pack.slaves.get_ref());
-        let map = match &scenario.hall.map {
-            Some(path) => load_map(&file(path.get_ref()))?.anchors,
-            None => grid_map(&scenario.hall, slaves),
-        };
-        check_map(
-            &map,
-            slaves,
-            scenario.hall.map.as_ref().map(|p| file(p.get_ref())),
-        )?;
+        let map = scenario_map(&scenario)?;
         let params = Arc::new(cell.params);
         let masters = *scenario.masters.get_ref();
         let racks = (1..=masters).map(|number| {
@@ -153,6 +145,37 @@ impl World {
     }
 }
 
+/// Anchors of a rack: from the scenario's map, or a grid.
+fn scenario_map(scenario: &Scenario) -> Result<Vec<MapAnchor>, InputError> {
+    let slaves = usize::from(*scenario.pack.slaves.get_ref());
+    let path = scenario.hall.map.as_ref();
+    let path = path.map(|path| scenario.dir.join(path.get_ref()));
+    let map = match &path {
+        Some(path) => load_map(path)?.anchors,
+        None => grid_map(&scenario.hall, slaves),
+    };
+    check_map(&map, slaves, path)?;
+    Ok(map)
+}
+
+/// What the slaves of each rack of a scenario can do, in order.
+pub fn capabilities(scenario: &Scenario) -> Result<Vec<Capabilities>, InputError> {
+    let map = scenario_map(scenario)?;
+    let slaves = usize::from(*scenario.pack.slaves.get_ref());
+    Ok((0..slaves)
+        .map(|i| slave_capabilities(scenario, &map, i))
+        .collect())
+}
+
+fn slave_capabilities(s: &Scenario, map: &[MapAnchor], i: usize) -> Capabilities {
+    let mine = map.iter().filter(|a| a.node.index() == i);
+    Capabilities {
+        cells: *s.pack.cells.get_ref(),
+        temps: *s.pack.temps.get_ref(),
+        anchors: mine.map(|a| a.index + 1).max().unwrap_or(0),
+    }
+}
+
 /// Protection of a cell by default.
 pub fn limits(cell: &Cell) -> Limits {
     let capacity_mah = cell.params.capacity_mah() as i32;
@@ -190,19 +213,9 @@ fn plan_slave(
     };
     let cells = *pack.cells.get_ref();
     let noise = Noise::new(seed, 100 + i as u64);
-    let anchors = map
-        .iter()
-        .filter(|a| a.node.index() == i)
-        .map(|a| a.index + 1)
-        .max()
-        .unwrap_or(0);
     SlavePlan {
         uid: uid(number, i),
-        capabilities: Capabilities {
-            cells,
-            temps: *pack.temps.get_ref(),
-            anchors,
-        },
+        capabilities: slave_capabilities(s, map, i),
         group: Group::of_model(
             params.clone(),
             cells,

@@ -14,6 +14,7 @@ fn plan(kind: BusKind) -> Plan {
         schedule: Schedule::for_bus(kind),
         slaves: vec![rack; 32],
         seed: 11,
+        tries: 1_000,
     };
     assert_eq!(fits(&plan.schedule, plan.slaves.iter().copied()), Ok(()));
     plan
@@ -38,7 +39,7 @@ fn show(kind: BusKind, comparison: &Comparison) {
 #[test]
 fn no_message_is_later_than_its_bound() {
     for kind in BusKind::ALL {
-        let seen = chaos(&plan(kind), 20_000, |_| {}).expect("all join");
+        let seen = chaos(&plan(kind), 6_000, |_| {}).expect("all join");
         show(kind, &seen);
         let kinds = if matches!(kind, BusKind::Can500k | BusKind::Can1M) {
             7
@@ -50,19 +51,37 @@ fn no_message_is_later_than_its_bound() {
     }
 }
 
+/// Worst over bound of trip, alarm and summary (on CAN FD state) at their critical instants.
+fn ratios(kind: BusKind, tries: usize) -> [f64; 3] {
+    let plan = Plan {
+        tries,
+        ..plan(kind)
+    };
+    let seen = critical(&plan).expect("all join");
+    show(kind, &seen);
+    let summary = match kind {
+        BusKind::CanFd => Kind::State,
+        _ => Kind::Summary,
+    };
+    [Kind::Trip, Kind::Alarm, summary].map(|kind| {
+        let row = seen.rows.iter().find(|row| row.kind == kind).expect("seen");
+        assert_eq!(row.violations, 0, "{kind:?}");
+        row.ratio()
+    })
+}
+
 #[test]
-fn critical_instants_reach_95_percent_of_the_bounds_of_trip_alarm_and_summary() {
+fn critical_instants_reach_the_bounds_on_can_fd() {
+    let ratios = ratios(BusKind::CanFd, 1_000);
+    assert!(ratios.into_iter().all(|r| r >= 0.95), "{ratios:?}");
+}
+
+/// `cargo test --release -p helio-sim --test bounds -- --ignored --nocapture`, a minute.
+#[test]
+#[ignore = "a long search for payloads that stuff most"]
+fn critical_instants_reach_95_percent_of_the_bounds_on_every_can() {
     for kind in [BusKind::Can500k, BusKind::Can1M, BusKind::CanFd] {
-        let seen = critical(&plan(kind)).expect("all join");
-        show(kind, &seen);
-        let summary = match kind {
-            BusKind::CanFd => Kind::State,
-            _ => Kind::Summary,
-        };
-        for kind in [Kind::Trip, Kind::Alarm, summary] {
-            let row = seen.rows.iter().find(|row| row.kind == kind).expect("seen");
-            assert_eq!(row.violations, 0, "{kind:?}");
-            assert!(row.ratio() >= 0.95, "{kind:?} {}", row.ratio());
-        }
+        let ratios = ratios(kind, 40_000);
+        assert!(ratios.into_iter().all(|r| r >= 0.95), "{kind:?} {ratios:?}");
     }
 }
