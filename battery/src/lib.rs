@@ -6,6 +6,8 @@
 //! Formulas and their sources: `docs/battery.md`.
 #![no_std]
 #[cfg(test)]
+extern crate self as helio_battery;
+#[cfg(test)]
 extern crate std;
 
 pub mod balance;

@@ -343,6 +343,24 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         self.reconcile();
     }
 
+    /// Whether cells may be balanced.
+    pub fn set_balance(&mut self, on: bool) {
+        self.balance_wanted = on;
+    }
+
+    /// Ends latched trips whose cause is gone, of one slave or of all and the contactors.
+    pub fn clear(&mut self, now: Instant, to: Option<NodeId>) -> Result<(), Busy> {
+        let order = Order::ClearLatch;
+        self.link.command(Command { to, order })?;
+        if let Some(contactors) = &mut self.contactors
+            && to.is_none()
+        {
+            contactors.clear(now);
+            self.decide(now);
+        }
+        Ok(())
+    }
+
     /// Installs an anchor map at once, as a shell does with the one it has stored.
     pub fn load_map(&mut self, version: u32, anchors: &[MapAnchor]) -> Result<(), map::MapError> {
         for (off, anchor) in anchors.iter().enumerate() {
@@ -940,7 +958,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         let busy = |_: Busy| Fault::NotNow;
         match order.cmd {
             "gate" => self.set_gate(now, on?),
-            "balance" => self.balance_wanted = on?,
+            "balance" => self.set_balance(on?),
             "isolate" => {
                 if let Some(wanted) = self.isolate_wanted.get_mut(node?.index()) {
                     *wanted = on?;
@@ -949,18 +967,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             }
             "clear" => {
                 let to = order.node.map(present).transpose()?;
-                self.link
-                    .command(Command {
-                        to,
-                        order: Order::ClearLatch,
-                    })
-                    .map_err(busy)?;
-                if let Some(contactors) = &mut self.contactors
-                    && to.is_none()
-                {
-                    contactors.clear(now);
-                    self.decide(now);
-                }
+                self.clear(now, to).map_err(busy)?;
             }
             "quarantine" => {
                 let ms = order

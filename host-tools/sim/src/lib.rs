@@ -12,6 +12,7 @@ pub mod rack;
 pub mod replay;
 pub mod report;
 pub mod scenario;
+pub mod terminals;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,11 +21,11 @@ use helio_battery::CellParams;
 use helio_battery::protection::Limits;
 use helio_bus::Capabilities;
 use helio_master::map::MapAnchor;
-use helio_units::{Duration, Instant, Millivolts, NodeId, Uid};
+use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, Uid};
 
 use files::{Cell, Chemistry, load_cell, load_current, load_map};
 use plant::{Group, Load, Luminaire, Noise, Room, Sensors};
-use rack::{Rack, RackFault, RackPlan, SlavePlan};
+use rack::{Rack, RackCommand, RackFault, RackPlan, SlavePlan};
 use report::Report;
 use scenario::{Hall, InputError, Scenario};
 
@@ -76,6 +77,8 @@ impl World {
                 strings: *pack.strings.get_ref(),
                 cell: cell.params,
                 limits: limits(&cell),
+                contactors: scenario.contactors.as_ref().map(|c| *c.get_ref()),
+                commands: commands(&scenario, number),
                 sample_period: Duration::from_millis(u64::from(*pack.sample_period_ms.get_ref())),
                 crystal_ppm: pack.crystal_ppm,
                 slaves: slaves.collect(),
@@ -300,6 +303,22 @@ fn faults(scenario: &Scenario, number: u32) -> Vec<RackFault> {
         mv: Millivolts(f.mv.unwrap_or(0)),
         share: f.share.unwrap_or(0.0),
         anchor: f.anchor,
+        dc: DeciCelsius((f.temp_c.unwrap_or(0.0) * 10.0).round() as i16),
+        part: f.part,
+    });
+    each.collect()
+}
+
+fn commands(scenario: &Scenario, number: u32) -> Vec<RackCommand> {
+    let mine = scenario
+        .commands
+        .iter()
+        .map(|c| c.get_ref())
+        .filter(|c| c.master == number);
+    let each = mine.map(|c| RackCommand {
+        at: Instant::from_nanos((c.at_s * 1e9) as u64),
+        cmd: c.cmd.clone(),
+        on: c.on,
     });
     each.collect()
 }
