@@ -188,7 +188,12 @@ pub struct Point {
     pub jump_mv: f32,
     /// Standard deviation of what the model gets wrong here [mV].
     pub sigma_mv: f32,
+    /// Relative standard deviation of the resistances.
+    pub doubt: f32,
 }
+
+/// Relative standard deviation of resistances of which nothing else is told.
+pub const DOUBT: f32 = 0.15;
 
 impl Point {
     const ZERO: Self = Self {
@@ -204,6 +209,7 @@ impl Point {
         tau3: 1.0,
         jump_mv: 0.0,
         sigma_mv: 0.0,
+        doubt: DOUBT,
     };
 }
 
@@ -225,6 +231,8 @@ pub struct CellExtra<'a> {
     pub shift_mv: &'a [f32],
     /// Standard deviation of the model's voltage error [mV], in place of the single number of [`CellData`].
     pub sigma_mv: &'a [f32],
+    /// Relative standard deviation of the resistances; small where they were fitted, larger where they were carried over.
+    pub resistance_doubt: &'a [f32],
     /// Charge got back over charge put in, above 0.9 and at most 1; 0 means "not given".
     pub coulombic_efficiency: f32,
 }
@@ -512,6 +520,17 @@ impl CellParams {
                 "a voltage above 0 mV"
             ));
         }
+        let mut doubt = [DOUBT; CELLS];
+        if !extra.resistance_doubt.is_empty() {
+            doubt = check!(copy_table(
+                "resistance_doubt",
+                extra.resistance_doubt,
+                n,
+                DOUBT,
+                0.0,
+                "0 or more"
+            ));
+        }
         let mut shift = [0.0; CELLS];
         if !extra.shift_mv.is_empty() {
             if extra.shift_mv.len() != n {
@@ -552,6 +571,7 @@ impl CellParams {
             point.r3 = r3[k] * 1e-3;
             point.tau3 = tau3[k];
             point.jump_mv = jump[k];
+            point.doubt = doubt[k];
             if !extra.sigma_mv.is_empty() {
                 point.sigma_mv = sigma[k];
             }
@@ -713,6 +733,7 @@ impl CellParams {
             tau3: mix(a.tau3, b.tau3),
             jump_mv: mix(a.jump_mv, b.jump_mv),
             sigma_mv: mix(a.sigma_mv, b.sigma_mv),
+            doubt: mix(a.doubt, b.doubt),
         }
     }
 
@@ -734,6 +755,7 @@ impl CellParams {
             tau3: mix(a.tau3, b.tau3),
             jump_mv: mix(a.jump_mv, b.jump_mv),
             sigma_mv: mix(a.sigma_mv, b.sigma_mv),
+            doubt: mix(a.doubt, b.doubt),
         }
     }
 }

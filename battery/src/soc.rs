@@ -1,13 +1,15 @@
 //! State of charge of one cell, with an honest standard deviation, from current, voltage and temperature.
 //!
-//! An extended Kalman filter over [`CellParams`] with five states:
+//! An extended Kalman filter over [`CellParams`] with seven states:
 //!
 //! | state | unit | what |
 //! |---|---|---|
 //! | `z` | 1 | state of charge |
 //! | `v1`, `v2` | mV | the two RC pairs |
 //! | `b` | mA | offset of the current sensor: measured minus true |
-//! | `e` | mV | what the model gets wrong at the moment: OCV, hysteresis, parameters |
+//! | `v3` | mV | the slowest pair |
+//! | `e` | its own sigma | what the model gets wrong at the moment: OCV, hysteresis, parameters |
+//! | `r` | 1 | series resistance over that of the file, less one |
 //!
 //! `e` is why the stated sigma can be believed. A model's error is not noise: it stays for hours. A filter without `e` averages
 //! it away in its books and ends up certain of a wrong answer. Here `e` fades only as charge moves, so at rest a hundred
@@ -43,25 +45,23 @@ const R: usize = 6;
 const N: usize = 7;
 
 /// Sigma of the current sensor's offset, as a share of the current that empties the cell in one hour.
-const BIAS_C: f32 = 0.02;
+const BIAS_C: f32 = 0.004;
 /// The offset drifts by its own sigma in this time [s].
 const BIAS_DRIFT_S: f32 = 36_000.0;
-/// Relative sigma of the resistances.
-const RESISTANCE: f32 = 0.15;
 /// Sigma of the state of charge after one full capacity has moved: error of capacity and of the current's scale.
 const THROUGHPUT: f32 = 0.01;
-/// Relative sigma of the series resistance against the file's ...
-const R0_SCALE: f32 = 0.15;
-/// ... which drifts by its own sigma in this time [s].
+/// The series resistance drifts by the sigma it began with in this time [s].
 const R0_DRIFT_S: f32 = 36_000.0;
 /// Sigma of one voltage reading [mV].
 const READING_MV: f32 = 2.0;
 /// The series resistance's error counts as new only so often [s].
-const CORRELATION_S: f32 = 10.0;
+const CORRELATION_S: f32 = 60.0;
 /// The model's error fades to 1/e over this much state of charge ...
 const ERROR_SOC: f32 = 0.3;
 /// ... or this long [s].
 const ERROR_S: f32 = 20_000.0;
+/// Sigma of the open-circuit curve along its axis, as state of charge: capacity, age, ends of the slow test.
+const CURVE: f32 = 0.008;
 /// Share of the hysteresis that the open-loop hysteresis state may get wrong (1 sigma).
 const HYSTERESIS: f32 = 0.3;
 /// Innovations are averaged over this time to notice that the filter is lost [s].
@@ -242,7 +242,7 @@ impl SocFilter {
             v1_mv: x[V1],
             v2_mv: x[V2],
             v3_mv: x[V3],
-            shift_mv: x[E] + self.hysteresis(&point),
+            shift_mv: x[E] * self.error_mv(params, &point) + self.hysteresis(&point),
             r0_scale: 1.0 + x[R],
             current_ma: self.current_ma - x[B],
             temp_c: self.temp_c,
@@ -336,8 +336,8 @@ impl SocFilter {
                 past(point.r2),
                 past(point.r3),
                 square(BIAS_C * one_c),
-                square(point.sigma_mv) + square(HYSTERESIS_START * point.hysteresis_mv),
-                square(R0_SCALE),
+                1.0,
+                square(point.doubt),
             ],
         );
         (self.h, self.sign) = (0.0, 0.0);
@@ -351,10 +351,13 @@ impl SocFilter {
         let instant = point.instant_mv(ma - x[B]);
         let ocv = mv + instant * (1.0 + x[R]) + x[V1] + x[V2] + x[V3] - self.hysteresis(point);
         let pairs = p[V1][V1] + p[V2][V2] + p[V3][V3];
-        let others = pairs + p[E][E] + square(instant) * p[R][R];
-        let noise = square(READING_MV) + square(RESISTANCE * instant);
+        let error = square(point.sigma_mv) + square(HYSTERESIS_START * point.hysteresis_mv);
+        let others = pairs + error + square(instant) * p[R][R];
+        let noise = square(READING_MV) + square(point.doubt * instant);
         let reach = REACH * math::sqrt(others + noise);
         let (said_lo, said_hi) = params.soc_interval(ocv - reach, ocv + reach, temp_c);
+        // The curve itself is only known so well along its axis.
+        let (said_lo, said_hi) = ((said_lo - 2.0 * CURVE).max(0.0), (said_hi + 2.0 * CURVE).min(1.0));
         let mut interval = Interval {
             lo: known.lo.max(said_lo),
             hi: known.hi.min(said_hi),
@@ -375,7 +378,7 @@ impl SocFilter {
         let straight = (above + below - 2.0 * here).abs() < 0.33 * (above - below);
         let narrow = hi - lo < NARROW || (straight && hi - lo < 4.0 * NARROW);
         // An overvoltage from an unseen past must not be what the interval rests on.
-        let settled = pairs < p[E][E] || age > 2.0 * point.tau2;
+        let settled = pairs < error || age > 2.0 * point.tau2;
         if narrow && settled {
             // The voltage that made the interval is not news: it ties the other states to this one, but only by half.
             let slope = (above - below) / (hi - lo).max(1e-3);
@@ -386,7 +389,7 @@ impl SocFilter {
             p[Z] = [0.0; N];
             p[Z][Z] = variance;
             for k in [V1, V2, V3, E] {
-                p[Z][k] = if k == E { -tie } else { tie } * p[k][k];
+                p[Z][k] = if k == E { -tie * math::sqrt(error) } else { tie } * p[k][k];
                 p[k][Z] = p[Z][k];
             }
             self.belief.x[Z] = z;
@@ -432,17 +435,16 @@ impl SocFilter {
         let [g1, g2, g3] = fades;
         let d = [1.0, 1.0 - g1, 1.0 - g2, 1.0 - g3, 1.0, 1.0 - fade_e, 1.0];
         let bias = square(BIAS_C * params.capacity_mah());
-        let error = square(point.sigma_mv) + square(HYSTERESIS * point.hysteresis_mv);
         // Noise that keeps a fading state's variance at its stationary value s: (1 - d²) s.
-        let pair = |g: f32, r: f32| g * (2.0 - g) * square(RESISTANCE * r * i);
+        let pair = |g: f32, r: f32| g * (2.0 - g) * square(point.doubt * r * i);
         let q = [
             square(THROUGHPUT) * moved.abs(),
             pair(g1, point.r1),
             pair(g2, point.r2),
             pair(g3, point.r3),
             bias * (dt / BIAS_DRIFT_S),
-            fade_e * (2.0 - fade_e) * error,
-            square(R0_SCALE) * (dt / R0_DRIFT_S),
+            fade_e * (2.0 - fade_e),
+            square(point.doubt) * (dt / R0_DRIFT_S),
         ];
         self.belief.predict(&d, &q);
         self.belief.leak(
@@ -458,6 +460,31 @@ impl SocFilter {
             ],
         );
         moved
+    }
+
+    /// Whether no error of the model that is to be expected explains this voltage at this state of charge.
+    fn contradicted(&self, params: &CellParams, point: &Point, reading: Reading) -> bool {
+        let Gaussian { x, p } = &self.belief;
+        let instant = point.instant_mv(reading.ma - x[B]) * (1.0 + x[R]);
+        let ocv = reading.mv + instant + x[V1] + x[V2] + x[V3] - self.hysteresis(point);
+        let unknown = square(point.sigma_mv)
+            + square(HYSTERESIS_START * point.hysteresis_mv)
+            + square(point.doubt * (instant.abs() + x[V1].abs() + x[V2].abs() + x[V3].abs()))
+            + square(READING_MV);
+        let reach = REACH * math::sqrt(unknown);
+        let (lo, hi) = params.soc_interval(ocv - reach, ocv + reach, reading.temp_c);
+        let margin = 2.0 * CURVE + 2.0 * math::sqrt(p[Z][Z]);
+        !(lo - margin..=hi + margin).contains(&x[Z])
+    }
+
+    /// One sigma of the model's error [mV].
+    fn error_mv(&self, params: &CellParams, point: &Point) -> f32 {
+        let slope = params.ocv_slope_mv(self.soc(), self.temp_c, 0.02).max(0.0);
+        math::sqrt(
+            square(point.sigma_mv)
+                + square(HYSTERESIS * point.hysteresis_mv)
+                + square(slope * CURVE),
+        )
     }
 
     /// What hysteresis adds [mV].
@@ -486,21 +513,27 @@ impl SocFilter {
         let i = reading.ma - x[B];
         self.sign = params.sign(i, self.sign);
         let instant = point.instant_mv(i);
+        // One sigma of the model's error here: of its voltage, and of its curve along the axis.
+        let error = math::sqrt(
+            square(point.sigma_mv)
+                + square(HYSTERESIS * point.hysteresis_mv)
+                + square(slope * CURVE),
+        );
         let foreseen =
-            here + self.hysteresis(point) + x[E] - x[V1] - x[V2] - x[V3] - instant * (1.0 + x[R]);
+            here + self.hysteresis(point) + error * x[E] - x[V1] - x[V2] - x[V3] - instant * (1.0 + x[R]);
         let innovation = reading.mv - foreseen;
         let over = point.instant_slope(i) * (1.0 + x[R]);
-        let h = [slope, -1.0, -1.0, -1.0, over, 1.0, -instant];
+        let h = [slope, -1.0, -1.0, -1.0, over, error, -instant];
         let (g, variance) = self.belief.project(&h);
-        let resistance = square(RESISTANCE * instant);
+        let resistance = square(0.3 * point.doubt * instant) + square(point.sigma_mv);
         let noise = square(READING_MV);
         let plain = innovation * innovation / (variance + noise + resistance);
         let strain = strain + math::one_minus_exp(dt / LOST_S) * (plain.min(50.0) - strain);
-        if strain > LOST {
+        if strain > LOST && self.contradicted(params, point, reading) {
             // Certain of something wrong: begin anew, near the old value if the voltage agrees.
             let reach = (6.0 * math::sqrt(p[Z][Z])).max(NARROW);
             let doubt = |r: f32, own: f32| {
-                square(RESISTANCE * r * (i.abs() + 0.1 * params.capacity_mah())).max(own)
+                square(point.doubt * r * (i.abs() + 0.1 * params.capacity_mah())).max(own)
             };
             let variance = [
                 p[Z][Z],

@@ -114,6 +114,8 @@ pub struct Circuit {
     pub shift: Vec<f64>,
     /// RMS of what is left over, by state of charge.
     pub sigma: Vec<f64>,
+    /// Relative sigma of the resistances.
+    pub doubt: f64,
     /// RMS of what is left over, all in all above 8 % state of charge.
     pub rms: f64,
 }
@@ -273,7 +275,7 @@ pub fn fit(runs: &[Run], given: &Given<'_>) -> Circuit {
         .fold(0.0, f64::max);
     // What the sampling and the length of the recording can show at all.
     let floor = (2.0 * step).max(1.0);
-    let ceiling = (0.4 * longest).clamp(20.0 * floor, 20_000.0);
+    let ceiling = (0.4 * longest).clamp(20.0 * floor, 3_000.0);
     let bounds = [
         (floor, 0.1 * ceiling),
         (3.0 * floor, 0.4 * ceiling),
@@ -330,6 +332,7 @@ pub fn fit(runs: &[Run], given: &Given<'_>) -> Circuit {
         shift: part(6),
         jump: best.0.last().copied().unwrap_or(0.0),
         sigma: vec![0.0; n],
+        doubt: 0.08,
         rms: 0.0,
     };
     let (mut square, mut count, mut all, mut many) = (vec![0.0; n], vec![1e-9; n], 0.0, 1e-9);

@@ -9,6 +9,8 @@
 use crate::dynamic::{self, Circuit, Given, KELVIN, Run, along};
 use crate::recording::{Recording, Wrong};
 use crate::slow::{POINTS, SlowTest, continue_flat, soc_of};
+use helio_battery::cell::NAME_BYTES;
+use helio_battery::{CellData, CellError, CellExtra, CellParams};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -296,7 +298,6 @@ pub fn fit(
     let eta = efficiency.unwrap_or(1.0);
 
     let mut runs: Vec<Run> = Vec::new();
-    let mut early: Vec<Run> = Vec::new();
     for r in dynamic {
         let soc: Vec<f64> = match &r.soc {
             Some(soc) => soc.clone(),
@@ -425,7 +426,6 @@ pub fn fit(
                 residual_max_mv: high.iter().fold(0.0, |m, x| x.abs().max(m)),
             });
         }
-        early.extend(group.iter().cloned());
     }
     for circuit in &mut circuits {
         for s in &mut circuit.sigma {
@@ -447,13 +447,6 @@ pub fn fit(
             wanted.push(t);
         }
     }
-    let rms_i = {
-        let (s, n) = early
-            .iter()
-            .flat_map(|r| &r.i)
-            .fold((0.0, 0.0), |(s, n), i| (s + i * i, n + 1.0));
-        (s / f64::max(n, 1.0)).sqrt()
-    };
     for temp_c in wanted {
         let inside = fitted_temps.first().is_some_and(|f| temp_c > *f)
             && fitted_temps.last().is_some_and(|l| temp_c < *l);
@@ -478,10 +471,10 @@ pub fn fit(
             list.iter_mut().for_each(|r| *r *= factor);
         }
         c.ik /= factor;
-        for (k, s) in c.sigma.iter_mut().enumerate() {
-            let loss = rms_i * (c.r0[k] + c.rk[k] + c.r.iter().map(|r| r[k]).sum::<f64>());
-            *s = (s.powi(2) + (0.2 * loss * (1.0 - 1.0 / factor.max(1.0 / factor))).powi(2)).sqrt();
-        }
+        c.doubt = (c.doubt.powi(2) + (0.3 * factor.ln()).powi(2)).sqrt();
+        c.sigma
+            .iter_mut()
+            .for_each(|s| *s *= 1.0 + 0.5 * factor.ln().abs());
         circuits.push(c);
     }
     circuits.sort_by(|a, b| a.temp_c.total_cmp(&b.temp_c));
@@ -606,6 +599,49 @@ fn grid_for(runs: &[Run]) -> Vec<f64> {
 }
 
 impl Fitted {
+    /// The parameters as the filter takes them; the same as from the file, but for its rounding.
+    pub fn params(&self) -> Result<CellParams, CellError> {
+        let n = self.grid.len();
+        let flat = |get: &dyn Fn(&Circuit) -> Vec<f64>| -> Vec<f32> {
+            self.circuits
+                .iter()
+                .flat_map(|c| get(c))
+                .map(|x| x as f32)
+                .collect()
+        };
+        let mv = |l: &[f64]| l.iter().map(|v| 1e3 * v).collect::<Vec<f64>>();
+        let single = |l: &[f64]| -> Vec<f32> { l.iter().map(|x| *x as f32).collect() };
+        let name: String = self.name.chars().take(NAME_BYTES / 4).collect();
+        let efficiency = self.efficiency.unwrap_or(1.0) as f32;
+        let data = CellData {
+            name: &name,
+            capacity_mah: 1e3 * self.capacity_ah as f32,
+            ocv_mv: &single(&mv(&self.ocv)),
+            ocv_mv_per_k: &single(&mv(&self.ocv_per_k)),
+            temps_c: &single(&self.circuits.iter().map(|c| c.temp_c).collect::<Vec<_>>()),
+            soc_grid: &single(&self.grid),
+            r0_mohm: &flat(&|c| mv(&c.r0)),
+            r1_mohm: &flat(&|c| mv(&c.r[0])),
+            tau1_s: &flat(&|c| vec![c.tau[0]; n]),
+            r2_mohm: &flat(&|c| mv(&c.r[1])),
+            tau2_s: &flat(&|c| vec![c.tau[1]; n]),
+            hysteresis_mv: &flat(&|c| mv(&c.hysteresis)),
+            hysteresis_rate: self.rate as f32,
+            sigma_mv: 1e3 * self.sigma as f32,
+        };
+        CellParams::new(&data)?.with_extra(&CellExtra {
+            rk_mohm: &flat(&|c| mv(&c.rk)),
+            ik_ma: &flat(&|c| vec![1e3 * c.ik; n]),
+            r3_mohm: &flat(&|c| mv(&c.r[2])),
+            tau3_s: &flat(&|c| vec![c.tau[2]; n]),
+            jump_mv: &flat(&|c| vec![1e3 * c.jump; n]),
+            shift_mv: &flat(&|c| mv(&c.shift)),
+            sigma_mv: &flat(&|c| mv(&c.sigma)),
+            resistance_doubt: &flat(&|c| vec![c.doubt; n]),
+            coulombic_efficiency: efficiency,
+        })
+    }
+
     /// The parameter file.
     pub fn to_toml(&self, origin: &str) -> String {
         let mut t = String::new();
@@ -670,6 +706,7 @@ impl Fitted {
         table("hysteresis_mv", 2, &|c| mv(&c.hysteresis));
         table("jump_mv", 2, &|c| vec![1e3 * c.jump; n]);
         table("shift_mv", 2, &|c| mv(&c.shift));
+        table("resistance_doubt", 3, &|c| vec![c.doubt; n]);
         table("sigma_mv", 1, &|c| mv(&c.sigma));
         let _ = writeln!(t, "hysteresis_rate = {}", self.rate);
         t

@@ -692,29 +692,37 @@ fn discharge_positive(t: &[f64], i: &[f64], v: &[f64]) -> Option<bool> {
 /// A temperature in a file's name: `25degC`, `-10c`, `n20degC`, `P25`, `N05`.
 fn temperature_in(name: &str) -> Option<f64> {
     let stem = name.rsplit_once('.').map_or(name, |s| s.0);
-    stem.split(['_', ' '])
-        .filter_map(|token| {
-            let token = token.to_ascii_lowercase();
-            let plett = token.len() == 3 && token.starts_with(['n', 'p']);
-            let number = token
+    // `1C` and `2C` are rates, `-10c` and `25C` are not.
+    let read = |token: &str, sure: bool| {
+        let lower = token.to_ascii_lowercase();
+        let plett = lower.len() == 3 && lower.starts_with(['n', 'p']);
+        let number = if sure {
+            lower
                 .strip_suffix("degc")
-                .or_else(|| token.strip_suffix("deg"))
-                .or_else(|| token.strip_suffix('c'))
-                .or(plett.then_some(token.as_str()))?;
-            let (sign, digits) = match number
-                .strip_prefix("minus")
-                .or_else(|| number.strip_prefix(['n', 'm', '-']))
-            {
-                Some(digits) => (-1.0, digits),
-                None => (1.0, number.strip_prefix('p').unwrap_or(number)),
-            };
-            let value = digits
-                .parse::<f64>()
-                .ok()
-                .filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()))?;
-            (value <= 90.0).then_some(sign * value)
-        })
-        .next_back()
+                .or_else(|| lower.strip_suffix("deg"))
+                .or(plett.then_some(lower.as_str()))?
+        } else {
+            lower
+                .strip_suffix('c')
+                .filter(|n| token.ends_with('c') || n.len() > 1)?
+        };
+        let (sign, digits) = match number
+            .strip_prefix("minus")
+            .or_else(|| number.strip_prefix(['n', 'm', '-']))
+        {
+            Some(digits) => (-1.0, digits),
+            None => (1.0, number.strip_prefix('p').unwrap_or(number)),
+        };
+        let value = digits
+            .parse::<f64>()
+            .ok()
+            .filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()))?;
+        (value <= 90.0).then_some(sign * value)
+    };
+    let tokens = || stem.split(['_', ' ']);
+    tokens()
+        .find_map(|t| read(t, true))
+        .or_else(|| tokens().find_map(|t| read(t, false)))
 }
 
 /// Missing values become the one before (the first known one at the start).
@@ -850,6 +858,8 @@ mod tests {
             ("lgm50_us06_-10c.csv", Some(-10.0)),
             ("NMC_25degC_Co20.csv", Some(25.0)),
             ("n20degC_US06.csv", Some(-20.0)),
+            ("NMC_25degC_1C.csv", Some(25.0)),
+            ("LFP_2C.csv", None),
             ("US06_run2.csv", None),
         ] {
             assert_eq!(temperature_in(name), want, "{name}");

@@ -58,6 +58,7 @@ struct CellFile {
     ik_ma: Option<Table>,
     jump_mv: Option<Table>,
     shift_mv: Option<Table>,
+    resistance_doubt: Option<Table>,
     coulombic_efficiency: Option<f32>,
 }
 
@@ -95,7 +96,7 @@ pub fn load_cell(file: &Path) -> Result<Cell, InputError> {
         flat(cell.tau2_s),
         flat(cell.hysteresis_mv),
     );
-    let [sigma, r3, tau3, rk, ik, jump, shift] = [
+    let [sigma, r3, tau3, rk, ik, jump, shift, doubt] = [
         cell.sigma_mv,
         cell.r3_mohm,
         cell.tau3_s,
@@ -103,6 +104,7 @@ pub fn load_cell(file: &Path) -> Result<Cell, InputError> {
         cell.ik_ma,
         cell.jump_mv,
         cell.shift_mv,
+        cell.resistance_doubt,
     ]
     .map(flat);
     let rms = |l: &[f32]| (l.iter().map(|s| s * s).sum::<f32>() / l.len().max(1) as f32).sqrt();
@@ -133,6 +135,7 @@ pub fn load_cell(file: &Path) -> Result<Cell, InputError> {
         tau3_s: &tau3,
         jump_mv: &jump,
         shift_mv: &shift,
+        resistance_doubt: &doubt,
         sigma_mv: if sigma.len() > 1 { &sigma } else { &[] },
         coulombic_efficiency: cell.coulombic_efficiency.unwrap_or(1.0),
     };
