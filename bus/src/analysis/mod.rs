@@ -838,11 +838,7 @@ mod tests {
             assert!(most >= 32);
         }
         // Without trips and orders the paper's formula gives 4.84, 2.19 and 9.49 ms for 32 alarms.
-        let alarm = |kind| {
-            analysis(kind, 32)
-                .bound(Kind::Alarm)
-                .and_then(|b| b.response)
-        };
+        let alarm = |kind| storm(kind, 32).bound(Kind::Alarm).and_then(|b| b.response);
         assert!(alarm(BusKind::Can1M) <= Some(Duration::from_micros(5_000)));
         assert!(alarm(BusKind::CanFd) <= Some(Duration::from_micros(2_500)));
         assert!(alarm(BusKind::Can500k) <= Some(Duration::from_micros(10_000)));
@@ -858,9 +854,9 @@ mod tests {
                 .bound(Kind::Alarm)
                 .and_then(|b| b.response)
                 .map(Duration::as_nanos);
-            let calm = alarm(kind).map(Duration::as_nanos);
+            let alone = alarm(kind).map(Duration::as_nanos);
             assert!(
-                babbled.zip(calm).is_some_and(|(b, c)| b * 10 <= c * 11),
+                babbled.zip(alone).is_some_and(|(b, c)| b * 10 <= c * 11),
                 "{kind:?}"
             );
         }
