@@ -357,7 +357,10 @@ impl SocFilter {
         let reach = REACH * math::sqrt(others + noise);
         let (said_lo, said_hi) = params.soc_interval(ocv - reach, ocv + reach, temp_c);
         // The curve itself is only known so well along its axis.
-        let (said_lo, said_hi) = ((said_lo - 2.0 * CURVE).max(0.0), (said_hi + 2.0 * CURVE).min(1.0));
+        let (said_lo, said_hi) = (
+            (said_lo - 2.0 * CURVE).max(0.0),
+            (said_hi + 2.0 * CURVE).min(1.0),
+        );
         let mut interval = Interval {
             lo: known.lo.max(said_lo),
             hi: known.hi.min(said_hi),
@@ -389,7 +392,11 @@ impl SocFilter {
             p[Z] = [0.0; N];
             p[Z][Z] = variance;
             for k in [V1, V2, V3, E] {
-                p[Z][k] = if k == E { -tie * math::sqrt(error) } else { tie } * p[k][k];
+                p[Z][k] = if k == E {
+                    -tie * math::sqrt(error)
+                } else {
+                    tie
+                } * p[k][k];
                 p[k][Z] = p[Z][k];
             }
             self.belief.x[Z] = z;
@@ -519,8 +526,11 @@ impl SocFilter {
                 + square(HYSTERESIS * point.hysteresis_mv)
                 + square(slope * CURVE),
         );
-        let foreseen =
-            here + self.hysteresis(point) + error * x[E] - x[V1] - x[V2] - x[V3] - instant * (1.0 + x[R]);
+        let foreseen = here + self.hysteresis(point) + error * x[E]
+            - x[V1]
+            - x[V2]
+            - x[V3]
+            - instant * (1.0 + x[R]);
         let innovation = reading.mv - foreseen;
         let over = point.instant_slope(i) * (1.0 + x[R]);
         let h = [slope, -1.0, -1.0, -1.0, over, error, -instant];
