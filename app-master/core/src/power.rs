@@ -161,6 +161,8 @@ mod tests {
             sigma: 0.0,
             v1_mv: 0.0,
             v2_mv: 0.0,
+            v3_mv: 0.0,
+            r0_scale: 1.0,
             shift_mv: 0.0,
             current_ma: 0.0,
             temp_c,

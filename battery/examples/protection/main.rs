@@ -228,8 +228,6 @@ fn replay(file: &Path, mut limits: Limits) -> Run {
         let load = ma / f64::from(limits.rated_ma);
         let tau_ms = limits.overload_tau.as_millis() as f64;
         heat += (1.0 - (-(STEP_MS as f64) / tau_ms).exp()) * (load * load - heat);
-        // A delay that ends at this very moment ended before this sample.
-        let before = beyond.clone();
         for kind in Kind::ALL {
             let Some(rule) = limits.rule(kind, Severity::Trip) else {
                 continue;

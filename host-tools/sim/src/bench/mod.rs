@@ -109,6 +109,9 @@ fn number(value: f64) -> String {
     }
 }
 
+/// One kind of measurement.
+type Step = fn(&mut Bench);
+
 /// Measures everything; `progress` hears what comes next.
 pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Report {
     let mut report = Report::default();
@@ -119,7 +122,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Report {
             seed: plan.seed,
             figures: Vec::new(),
         };
-        let steps: [(&str, fn(&mut Bench)); 10] = [
+        let steps: [(&str, Step); 10] = [
             ("trip", Bench::trips),
             ("alarms", Bench::alarms),
             ("full state", Bench::full_state),
