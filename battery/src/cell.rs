@@ -26,6 +26,7 @@ pub const OCV_POINTS: usize = 101;
 pub const GRID_TEMPS: usize = 8;
 /// Most states of charge in the grid.
 pub const GRID_SOCS: usize = 16;
+const CELLS: usize = GRID_TEMPS * GRID_SOCS;
 /// Most bytes of a cell's name.
 pub const NAME_BYTES: usize = 32;
 /// OCV is given at this temperature [°C].
@@ -179,6 +180,61 @@ pub struct Point {
     pub rk: f32,
     /// Current at which it begins to saturate [mA].
     pub ik: f32,
+    /// Slowest pair [Ω]; 0 without one.
+    pub r3: f32,
+    /// Slowest pair [s].
+    pub tau3: f32,
+    /// Hysteresis that follows the sign of the newest current at once [mV].
+    pub jump_mv: f32,
+    /// Standard deviation of what the model gets wrong here [mV].
+    pub sigma_mv: f32,
+    /// Relative standard deviation of the resistances.
+    pub doubt: f32,
+}
+
+/// Relative standard deviation of resistances of which nothing else is told.
+pub const DOUBT: f32 = 0.15;
+
+impl Point {
+    const ZERO: Self = Self {
+        r0: 0.0,
+        r1: 0.0,
+        tau1: 1.0,
+        r2: 0.0,
+        tau2: 1.0,
+        hysteresis_mv: 0.0,
+        rk: 0.0,
+        ik: 1.0,
+        r3: 0.0,
+        tau3: 1.0,
+        jump_mv: 0.0,
+        sigma_mv: 0.0,
+        doubt: DOUBT,
+    };
+}
+
+/// What not every cell file has. Every table is like those of [`CellData`]: one value per temperature, or one row per
+/// temperature; an empty one means "not given".
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CellExtra<'a> {
+    /// Charge-transfer resistance at small currents [mΩ]; together with `ik_ma`.
+    pub rk_mohm: &'a [f32],
+    /// Current at which it begins to saturate [mA].
+    pub ik_ma: &'a [f32],
+    /// Slowest pair [mΩ]; together with `tau3_s`.
+    pub r3_mohm: &'a [f32],
+    /// Slowest pair [s].
+    pub tau3_s: &'a [f32],
+    /// Hysteresis that follows the sign of the newest current at once [mV].
+    pub jump_mv: &'a [f32],
+    /// What a dynamic test shows beyond the slow test's open-circuit curve [mV], of either sign.
+    pub shift_mv: &'a [f32],
+    /// Standard deviation of the model's voltage error [mV], in place of the single number of [`CellData`].
+    pub sigma_mv: &'a [f32],
+    /// Relative standard deviation of the resistances; small where they were fitted, larger where they were carried over.
+    pub resistance_doubt: &'a [f32],
+    /// Charge got back over charge put in, above 0.9 and at most 1; 0 means "not given".
+    pub coulombic_efficiency: f32,
 }
 
 impl Point {
@@ -215,11 +271,14 @@ pub struct CellParams {
     capacity_mah: f32,
     hysteresis_rate: f32,
     sigma_mv: f32,
+    efficiency: f32,
+    shifted: bool,
     ocv_mv: [f32; OCV_POINTS],
     ocv_mv_per_k: [f32; OCV_POINTS],
     temps_c: [f32; GRID_TEMPS],
     soc_grid: [f32; GRID_SOCS],
     grid: [[Point; GRID_SOCS]; GRID_TEMPS],
+    shift_mv: [[f32; GRID_SOCS]; GRID_TEMPS],
 }
 
 /// `?` for const functions.
@@ -334,7 +393,7 @@ impl CellParams {
         ));
         let no_second = data.r2_mohm.is_empty() && data.tau2_s.is_empty();
         let (r2, tau2) = if no_second {
-            ([0.0; GRID_TEMPS * GRID_SOCS], [1.0; GRID_TEMPS * GRID_SOCS])
+            ([0.0; CELLS], [1.0; CELLS])
         } else {
             (
                 check!(copy_table("r2_mohm", data.r2_mohm, n, 0.0, 0.0, MOHM0)),
@@ -349,7 +408,7 @@ impl CellParams {
             )
         };
         let hysteresis = match data.hysteresis_mv {
-            [] => [0.0; GRID_TEMPS * GRID_SOCS],
+            [] => [0.0; CELLS],
             [one] => check!(copy_table(
                 "hysteresis_mv",
                 &[*one],
@@ -368,17 +427,7 @@ impl CellParams {
             )),
         };
 
-        let zero = Point {
-            r0: 0.0,
-            r1: 0.0,
-            tau1: 0.0,
-            r2: 0.0,
-            tau2: 0.0,
-            hysteresis_mv: 0.0,
-            rk: 0.0,
-            ik: 1.0,
-        };
-        let mut grid = [[zero; GRID_SOCS]; GRID_TEMPS];
+        let mut grid = [[Point::ZERO; GRID_SOCS]; GRID_TEMPS];
         let mut t = 0;
         while t < temps {
             let mut s = 0;
@@ -391,8 +440,8 @@ impl CellParams {
                     r2: r2[k] * 1e-3,
                     tau2: tau2[k],
                     hysteresis_mv: hysteresis[k],
-                    rk: 0.0,
-                    ik: 1.0,
+                    sigma_mv: data.sigma_mv,
+                    ..Point::ZERO
                 };
                 s += 1;
             }
@@ -406,44 +455,127 @@ impl CellParams {
             capacity_mah: data.capacity_mah,
             hysteresis_rate: data.hysteresis_rate,
             sigma_mv: data.sigma_mv,
+            efficiency: 1.0,
+            shifted: false,
             ocv_mv,
             ocv_mv_per_k,
             temps_c,
             soc_grid,
             grid,
+            shift_mv: [[0.0; GRID_SOCS]; GRID_TEMPS],
         })
     }
 
-    /// The same cell with charge-transfer kinetics: resistance at small currents [mΩ] and the current at which it begins to
-    /// saturate [mA], both as tables like those of [`CellData`].
-    pub const fn with_kinetics(
-        mut self,
-        rk_mohm: &[f32],
-        ik_ma: &[f32],
-    ) -> Result<Self, CellError> {
+    /// The same cell with what its file has beyond the common.
+    pub const fn with_extra(mut self, extra: &CellExtra<'_>) -> Result<Self, CellError> {
         let (temps, socs) = (self.temps as usize, self.socs as usize);
         let n = temps * socs;
-        let rk = check!(copy_table(
-            "rk_mohm",
-            rk_mohm,
-            n,
-            0.0,
-            0.0,
-            "a resistance of 0 mOhm or more"
-        ));
-        let ik = check!(copy_table(
-            "ik_ma",
-            ik_ma,
-            n,
-            1.0,
-            f32::MIN_POSITIVE,
-            "a current above 0 mA"
-        ));
+        const MOHM0: &str = "a resistance of 0 mOhm or more";
+        const TINY: f32 = f32::MIN_POSITIVE;
+        let kinetics = !(extra.rk_mohm.is_empty() && extra.ik_ma.is_empty());
+        let (mut rk, mut ik) = ([0.0; CELLS], [1.0; CELLS]);
+        if kinetics {
+            rk = check!(copy_table("rk_mohm", extra.rk_mohm, n, 0.0, 0.0, MOHM0));
+            ik = check!(copy_table(
+                "ik_ma",
+                extra.ik_ma,
+                n,
+                1.0,
+                TINY,
+                "a current above 0 mA"
+            ));
+        }
+        let third = !(extra.r3_mohm.is_empty() && extra.tau3_s.is_empty());
+        let (mut r3, mut tau3) = ([0.0; CELLS], [1.0; CELLS]);
+        if third {
+            r3 = check!(copy_table("r3_mohm", extra.r3_mohm, n, 0.0, 0.0, MOHM0));
+            tau3 = check!(copy_table(
+                "tau3_s",
+                extra.tau3_s,
+                n,
+                1.0,
+                TINY,
+                "a time constant above 0 s"
+            ));
+        }
+        let mut jump = [0.0; CELLS];
+        if !extra.jump_mv.is_empty() {
+            jump = check!(copy_table(
+                "jump_mv",
+                extra.jump_mv,
+                n,
+                0.0,
+                0.0,
+                "0 mV or more"
+            ));
+        }
+        let mut sigma = [0.0; CELLS];
+        if !extra.sigma_mv.is_empty() {
+            sigma = check!(copy_table(
+                "sigma_mv",
+                extra.sigma_mv,
+                n,
+                0.0,
+                TINY,
+                "a voltage above 0 mV"
+            ));
+        }
+        let mut doubt = [DOUBT; CELLS];
+        if !extra.resistance_doubt.is_empty() {
+            doubt = check!(copy_table(
+                "resistance_doubt",
+                extra.resistance_doubt,
+                n,
+                DOUBT,
+                0.0,
+                "0 or more"
+            ));
+        }
+        let mut shift = [0.0; CELLS];
+        if !extra.shift_mv.is_empty() {
+            if extra.shift_mv.len() != n {
+                return Err(CellError::Length {
+                    key: "shift_mv",
+                    min: n,
+                    max: n,
+                    found: extra.shift_mv.len(),
+                });
+            }
+            shift = check!(copy_list(
+                "shift_mv",
+                extra.shift_mv,
+                n,
+                0.0,
+                -500.0,
+                500.0,
+                "-500 to 500 mV"
+            ));
+            self.shifted = true;
+        }
+        if extra.coulombic_efficiency != 0.0 {
+            if !(extra.coulombic_efficiency > 0.9 && extra.coulombic_efficiency <= 1.0) {
+                return Err(CellError::Value {
+                    key: "coulombic_efficiency",
+                    at: 0,
+                    value: extra.coulombic_efficiency,
+                    want: "a number above 0.9 and at most 1",
+                });
+            }
+            self.efficiency = extra.coulombic_efficiency;
+        }
         let mut k = 0;
         while k < n {
             let point = &mut self.grid[k / socs][k % socs];
             point.rk = rk[k] * 1e-3;
             point.ik = ik[k];
+            point.r3 = r3[k] * 1e-3;
+            point.tau3 = tau3[k];
+            point.jump_mv = jump[k];
+            point.doubt = doubt[k];
+            if !extra.sigma_mv.is_empty() {
+                point.sigma_mv = sigma[k];
+            }
+            self.shift_mv[k / socs][k % socs] = shift[k];
             k += 1;
         }
         Ok(self)
@@ -460,9 +592,31 @@ impl CellParams {
         self.capacity_mah
     }
 
-    /// RMS of the model's voltage error [mV].
+    /// RMS of the model's voltage error over everything [mV]; what it is at one place stands in [`Point::sigma_mv`].
     pub fn sigma_mv(&self) -> f32 {
         self.sigma_mv
+    }
+
+    /// Charge got back over charge put in.
+    pub fn coulombic_efficiency(&self) -> f32 {
+        self.efficiency
+    }
+
+    /// Direction of the hysteresis that jumps, after this current: 1 charge, -1 discharge; as `before` where it is small.
+    #[inline]
+    pub fn sign(&self, current_ma: f32, before: f32) -> f32 {
+        if current_ma.abs() < 0.01 * self.capacity_mah {
+            before
+        } else if current_ma > 0.0 {
+            -1.0
+        } else {
+            1.0
+        }
+    }
+
+    /// Temperatures for which there are parameters [°C].
+    pub fn temps_c(&self) -> &[f32] {
+        self.temps_c.get(..usize::from(self.temps)).unwrap_or(&[])
     }
 
     /// e-folds of the hysteresis state per full capacity moved.
@@ -489,7 +643,27 @@ impl CellParams {
             Some(&[a, b]) => a + f * (b - a),
             _ => 0.0,
         };
-        at(&self.ocv_mv) + (temp_c - OCV_TEMP_C) * at(&self.ocv_mv_per_k)
+        let slow = at(&self.ocv_mv) + (temp_c - OCV_TEMP_C) * at(&self.ocv_mv_per_k);
+        if self.shifted {
+            slow + self.shift(soc, temp_c)
+        } else {
+            slow
+        }
+    }
+
+    /// What dynamic tests show beyond the slow curve [mV], linear both ways.
+    fn shift(&self, soc: f32, temp_c: f32) -> f32 {
+        let (t, wt) = place(&self.temps_c, self.temps, temp_c);
+        let (s, ws) = place(&self.soc_grid, self.socs, soc);
+        let row = |t: usize| {
+            let row = self.shift_mv.get(t).unwrap_or(&self.shift_mv[0]);
+            let a = row.get(s).copied().unwrap_or(0.0);
+            a + ws * (row.get(s + 1).copied().unwrap_or(a) - a)
+        };
+        if wt == 0.0 {
+            return row(t);
+        }
+        row(t) + wt * (row(t + 1) - row(t))
     }
 
     /// Slope of the open-circuit voltage [mV per unit of soc], averaged over ±`half` (at least half a percent).
@@ -555,6 +729,11 @@ impl CellParams {
             hysteresis_mv: a.hysteresis_mv + wt * (b.hysteresis_mv - a.hysteresis_mv),
             rk: mix(a.rk, b.rk),
             ik: mix(a.ik, b.ik),
+            r3: mix(a.r3, b.r3),
+            tau3: mix(a.tau3, b.tau3),
+            jump_mv: mix(a.jump_mv, b.jump_mv),
+            sigma_mv: mix(a.sigma_mv, b.sigma_mv),
+            doubt: mix(a.doubt, b.doubt),
         }
     }
 
@@ -572,6 +751,11 @@ impl CellParams {
             hysteresis_mv: mix(a.hysteresis_mv, b.hysteresis_mv),
             rk: mix(a.rk, b.rk),
             ik: mix(a.ik, b.ik),
+            r3: mix(a.r3, b.r3),
+            tau3: mix(a.tau3, b.tau3),
+            jump_mv: mix(a.jump_mv, b.jump_mv),
+            sigma_mv: mix(a.sigma_mv, b.sigma_mv),
+            doubt: mix(a.doubt, b.doubt),
         }
     }
 }
@@ -652,7 +836,7 @@ const fn copy_table(
     fill: f32,
     lo: f32,
     want: &'static str,
-) -> Result<[f32; GRID_TEMPS * GRID_SOCS], CellError> {
+) -> Result<[f32; CELLS], CellError> {
     if from.len() != n {
         return Err(CellError::Length {
             key,
@@ -673,8 +857,12 @@ pub struct CellModel {
     pub v1_mv: f32,
     /// Voltage over the slow pair [mV].
     pub v2_mv: f32,
+    /// Voltage over the slowest pair [mV].
+    pub v3_mv: f32,
     /// Hysteresis state, -1 after long discharge, 1 after long charge.
     pub h: f32,
+    /// Sign of the newest current that was not small, for the hysteresis that jumps; 1 is charge.
+    pub sign: f32,
     step: Step,
 }
 
@@ -687,34 +875,28 @@ struct Step {
     point: Point,
     fade1: f32,
     fade2: f32,
+    fade3: f32,
     soc_per_ma: f64,
 }
 
 impl CellModel {
     /// A rested cell at this state of charge, half way between charge and discharge curve.
     pub fn new(soc: f64) -> Self {
-        let point = Point {
-            r0: 0.0,
-            r1: 0.0,
-            tau1: 1.0,
-            r2: 0.0,
-            tau2: 1.0,
-            hysteresis_mv: 0.0,
-            rk: 0.0,
-            ik: 1.0,
-        };
         Self {
             soc,
             v1_mv: 0.0,
             v2_mv: 0.0,
+            v3_mv: 0.0,
             h: 0.0,
+            sign: 0.0,
             step: Step {
                 dt: Duration::ZERO,
                 soc: f32::NAN,
                 temp_c: f32::NAN,
-                point,
+                point: Point::ZERO,
                 fade1: 0.0,
                 fade2: 0.0,
+                fade3: 0.0,
                 soc_per_ma: 0.0,
             },
         }
@@ -738,6 +920,7 @@ impl CellModel {
                 point,
                 fade1: math::one_minus_exp(seconds / point.tau1),
                 fade2: math::one_minus_exp(seconds / point.tau2),
+                fade3: math::one_minus_exp(seconds / point.tau3),
                 soc_per_ma: dt.as_nanos() as f64 / (3.6e12 * f64::from(params.capacity_mah)),
             };
         }
@@ -745,20 +928,31 @@ impl CellModel {
             point,
             fade1,
             fade2,
+            fade3,
             soc_per_ma,
             ..
         } = self.step;
-        let moved = f64::from(current_ma) * soc_per_ma;
+        let efficiency = if current_ma < 0.0 {
+            params.efficiency
+        } else {
+            1.0
+        };
+        let moved = f64::from(current_ma * efficiency) * soc_per_ma;
         self.soc -= moved;
+        self.v3_mv += fade3 * (point.r3 * current_ma - self.v3_mv);
+        self.sign = params.sign(current_ma, self.sign);
         self.v1_mv += fade1 * (point.r1 * current_ma - self.v1_mv);
         self.v2_mv += fade2 * (point.r2 * current_ma - self.v2_mv);
         if point.hysteresis_mv > 0.0 {
             let x = params.hysteresis_rate * moved as f32;
             self.h -= math::one_minus_exp(x.abs()) * (if x > 0.0 { 1.0 } else { -1.0 } + self.h);
         }
-        params.ocv_mv(self.soc as f32, temp_c) + point.hysteresis_mv * self.h
+        params.ocv_mv(self.soc as f32, temp_c)
+            + point.hysteresis_mv * self.h
+            + point.jump_mv * self.sign
             - self.v1_mv
             - self.v2_mv
+            - self.v3_mv
             - point.instant_mv(current_ma)
     }
 }
@@ -910,16 +1104,23 @@ mod tests {
     #[test]
     fn charge_transfer_saturates_in_the_cold() {
         let p = NMC_5000MAH
-            .with_kinetics(
-                &[30.0, 20.0, 10.0, 5.0, 2.0, 1.0],
-                &[1e3, 2e3, 4e3, 8e3, 16e3, 3e4],
-            )
+            .with_extra(&CellExtra {
+                rk_mohm: &[30.0, 20.0, 10.0, 5.0, 2.0, 1.0],
+                ik_ma: &[1e3, 2e3, 4e3, 8e3, 16e3, 3e4],
+                ..CellExtra::default()
+            })
             .unwrap();
         let cold = p.point(0.5, -20.0);
         assert!((cold.instant_mv(10.0) - 10.0 * 0.105).abs() < 1e-3);
         assert!((cold.instant_mv(-5e3) + 375.0 + 30.0 * 5f32.asinh()).abs() < 0.01);
         assert!((cold.instant_slope(5e3) - 0.075 - 0.03 / 26f32.sqrt()).abs() < 1e-5);
-        let refused = NMC_5000MAH.with_kinetics(&[1.0; 6], &[0.0; 6]).unwrap_err();
+        let refused = NMC_5000MAH
+            .with_extra(&CellExtra {
+                rk_mohm: &[1.0; 6],
+                ik_ma: &[0.0; 6],
+                ..CellExtra::default()
+            })
+            .unwrap_err();
         assert_eq!(
             refused.to_string(),
             "ik_ma[0] is 0; give a current above 0 mA"

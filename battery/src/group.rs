@@ -102,6 +102,8 @@ impl GroupFilter {
             sigma: self.sigma(cell),
             v1_mv: mean.v1_mv * (1.0 + r),
             v2_mv: mean.v2_mv * (1.0 + r),
+            v3_mv: mean.v3_mv * (1.0 + r),
+            r0_scale: mean.r0_scale * (1.0 + r),
             shift_mv: mean.shift_mv + e,
             ..mean
         })
@@ -158,7 +160,7 @@ impl GroupFilter {
 
         let square = |x: f32| x * x;
         let instant = params.point(mean.soc, temp_c).instant_mv(mean.current_ma);
-        let over = mean.v1_mv + mean.v2_mv + instant;
+        let over = mean.v1_mv + mean.v2_mv + mean.v3_mv + instant * mean.r0_scale;
         let here = params.ocv_mv(mean.soc, temp_c);
         let fade = math::one_minus_exp(moved / OFFSET_SOC);
         let noise = square(READING_MV) + square(DYNAMICS * over) * (CORRELATION_S / dt).max(1.0);

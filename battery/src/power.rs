@@ -115,6 +115,7 @@ struct Ahead<'a> {
     offset_now: f32,
     offset_then: f32,
     point: Point,
+    r0_scale: f32,
     /// Resistance of the pairs at the end [Ω].
     pairs: f32,
 }
@@ -124,15 +125,20 @@ impl<'a> Ahead<'a> {
         let point = params.point(soc, state.temp_c);
         let gone1 = math::one_minus_exp(seconds / point.tau1);
         let gone2 = math::one_minus_exp(seconds / point.tau2);
+        let gone3 = math::one_minus_exp(seconds / point.tau3);
         Self {
             params,
             soc,
             temp_c: state.temp_c,
             soc_per_ma: seconds / (3_600.0 * params.capacity_mah()),
-            offset_now: state.shift_mv - state.v1_mv - state.v2_mv,
-            offset_then: state.shift_mv - state.v1_mv * (1.0 - gone1) - state.v2_mv * (1.0 - gone2),
+            offset_now: state.shift_mv - state.v1_mv - state.v2_mv - state.v3_mv,
+            offset_then: state.shift_mv
+                - state.v1_mv * (1.0 - gone1)
+                - state.v2_mv * (1.0 - gone2)
+                - state.v3_mv * (1.0 - gone3),
+            r0_scale: state.r0_scale,
             point,
-            pairs: point.r1 * gone1 + point.r2 * gone2,
+            pairs: point.r1 * gone1 + point.r2 * gone2 + point.r3 * gone3,
         }
     }
 
@@ -142,12 +148,13 @@ impl<'a> Ahead<'a> {
             .ocv_mv(self.soc - ma * self.soc_per_ma, self.temp_c)
             + self.offset_then
             - ma * self.pairs
-            - self.point.instant_mv(ma)
+            - self.point.instant_mv(ma) * self.r0_scale
     }
 
     /// Terminal voltage at once: under a relaxing overvoltage the beginning can be the harder end [mV].
     fn at_once(&self, ma: f32) -> f32 {
-        self.params.ocv_mv(self.soc, self.temp_c) + self.offset_now - self.point.instant_mv(ma)
+        self.params.ocv_mv(self.soc, self.temp_c) + self.offset_now
+            - self.point.instant_mv(ma) * self.r0_scale
     }
 }
 
@@ -203,7 +210,7 @@ mod tests {
             }
             let soc = cell.soc as f32;
             let state = CellState {
-                soc, sigma: 0.0, v1_mv: cell.v1_mv, v2_mv: cell.v2_mv,
+                soc, sigma: 0.0, v1_mv: cell.v1_mv, v2_mv: cell.v2_mv, v3_mv: cell.v3_mv, r0_scale: 1.0,
                 shift_mv: params.point(soc, temp_c).hysteresis_mv * cell.h, current_ma: 0.0, temp_c,
             };
             let time = HORIZONS[horizon];
@@ -237,6 +244,8 @@ mod tests {
             sigma: 0.0,
             v1_mv: 10.0,
             v2_mv: 20.0,
+            v3_mv: 0.0,
+            r0_scale: 1.0,
             shift_mv: 0.0,
             current_ma: 0.0,
             temp_c: 10.0,
@@ -268,6 +277,8 @@ mod tests {
             sigma: 0.0,
             v1_mv: 0.0,
             v2_mv: 0.0,
+            v3_mv: 0.0,
+            r0_scale: 1.0,
             shift_mv: 0.0,
             current_ma: 0.0,
             temp_c: 25.0,

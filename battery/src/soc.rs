@@ -1,13 +1,15 @@
 //! State of charge of one cell, with an honest standard deviation, from current, voltage and temperature.
 //!
-//! An extended Kalman filter over [`CellParams`] with five states:
+//! An extended Kalman filter over [`CellParams`] with seven states:
 //!
 //! | state | unit | what |
 //! |---|---|---|
 //! | `z` | 1 | state of charge |
 //! | `v1`, `v2` | mV | the two RC pairs |
 //! | `b` | mA | offset of the current sensor: measured minus true |
-//! | `e` | mV | what the model gets wrong at the moment: OCV, hysteresis, parameters |
+//! | `v3` | mV | the slowest pair |
+//! | `e` | its own sigma | what the model gets wrong at the moment: OCV, hysteresis, parameters |
+//! | `r` | 1 | series resistance over that of the file, less one |
 //!
 //! `e` is why the stated sigma can be believed. A model's error is not noise: it stays for hours. A filter without `e` averages
 //! it away in its books and ends up certain of a wrong answer. Here `e` fades only as charge moves, so at rest a hundred
@@ -36,25 +38,30 @@ use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts};
 const Z: usize = 0;
 const V1: usize = 1;
 const V2: usize = 2;
-const B: usize = 3;
-const E: usize = 4;
+const V3: usize = 3;
+const B: usize = 4;
+const E: usize = 5;
+const R: usize = 6;
+const N: usize = 7;
 
 /// Sigma of the current sensor's offset, as a share of the current that empties the cell in one hour.
-const BIAS_C: f32 = 0.02;
+const BIAS_C: f32 = 0.004;
 /// The offset drifts by its own sigma in this time [s].
 const BIAS_DRIFT_S: f32 = 36_000.0;
-/// Relative sigma of the resistances.
-const RESISTANCE: f32 = 0.15;
 /// Sigma of the state of charge after one full capacity has moved: error of capacity and of the current's scale.
 const THROUGHPUT: f32 = 0.01;
+/// The series resistance drifts by the sigma it began with in this time [s].
+const R0_DRIFT_S: f32 = 36_000.0;
 /// Sigma of one voltage reading [mV].
 const READING_MV: f32 = 2.0;
 /// The series resistance's error counts as new only so often [s].
-const CORRELATION_S: f32 = 10.0;
+const CORRELATION_S: f32 = 60.0;
 /// The model's error fades to 1/e over this much state of charge ...
 const ERROR_SOC: f32 = 0.3;
 /// ... or this long [s].
 const ERROR_S: f32 = 20_000.0;
+/// Sigma of the open-circuit curve along its axis, as state of charge: capacity, age, ends of the slow test.
+const CURVE: f32 = 0.008;
 /// Share of the hysteresis that the open-loop hysteresis state may get wrong (1 sigma).
 const HYSTERESIS: f32 = 0.3;
 /// Innovations are averaged over this time to notice that the filter is lost [s].
@@ -148,8 +155,12 @@ pub struct CellState {
     pub v1_mv: f32,
     /// Voltage over the slow pair [mV].
     pub v2_mv: f32,
+    /// Voltage over the slowest pair [mV].
+    pub v3_mv: f32,
     /// What the open-circuit curve does not explain: hysteresis and the model's error [mV].
     pub shift_mv: f32,
+    /// Series resistance as a multiple of the file's.
+    pub r0_scale: f32,
     /// Current, free of the sensor's estimated offset [mA].
     pub current_ma: f32,
     /// Temperature [°C].
@@ -160,13 +171,15 @@ pub struct CellState {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SocFilter {
     mode: Mode,
-    belief: Gaussian<f32, 5>,
+    belief: Gaussian<f32, N>,
     /// What rounding has cut off `z` so far; 24 bits do not hold a tenth of a second at C/100.
     carry: f32,
     /// Hysteresis state, open loop.
     h: f32,
+    /// Sign of the hysteresis that jumps.
+    sign: f32,
     /// `v1` and `v2` by current alone, to fall back on.
-    open: [f32; 2],
+    open: [f32; 3],
     current_ma: f32,
     temp_c: f32,
     last: Instant,
@@ -178,12 +191,13 @@ impl SocFilter {
         Self {
             mode: Mode::New(initial),
             belief: Gaussian {
-                x: [0.5, 0.0, 0.0, 0.0, 0.0],
-                p: [[0.0; 5]; 5],
+                x: [0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+                p: [[0.0; N]; N],
             },
             carry: 0.0,
             h: 0.0,
-            open: [0.0; 2],
+            sign: 0.0,
+            open: [0.0; 3],
             current_ma: 0.0,
             temp_c: 25.0,
             last: Instant::ZERO,
@@ -227,7 +241,9 @@ impl SocFilter {
             sigma: self.sigma(),
             v1_mv: x[V1],
             v2_mv: x[V2],
-            shift_mv: x[E] + point.hysteresis_mv * self.h,
+            v3_mv: x[V3],
+            shift_mv: x[E] * self.error_mv(params, &point) + self.hysteresis(&point),
+            r0_scale: 1.0 + x[R],
             current_ma: self.current_ma - x[B],
             temp_c: self.temp_c,
         })
@@ -302,24 +318,29 @@ impl SocFilter {
         let point = params.point((0.5 * (a + b)).clamp(known.lo, known.hi), reading.temp_c);
         let one_c = params.capacity_mah();
         let past = 0.5 * reading.ma.abs() + 0.1 * one_c;
-        self.open = [0.5 * point.r1 * reading.ma, 0.5 * point.r2 * reading.ma];
+        self.open = [point.r1, point.r2, point.r3].map(|r| 0.5 * r * reading.ma);
+        let past = |r: f32| square(r * past);
         self.belief = Gaussian::new(
             [
                 known.mid(),
                 self.open[0],
                 self.open[1],
+                self.open[2],
                 self.belief.x[B],
                 0.0,
+                self.belief.x[R],
             ],
             [
                 square(known.sigma()),
-                square(point.r1 * past),
-                square(point.r2 * past),
+                past(point.r1),
+                past(point.r2),
+                past(point.r3),
                 square(BIAS_C * one_c),
-                square(params.sigma_mv()) + square(HYSTERESIS_START * point.hysteresis_mv),
+                1.0,
+                square(point.doubt),
             ],
         );
-        self.h = 0.0;
+        (self.h, self.sign) = (0.0, 0.0);
         self.cut(params, &point, reading, known);
     }
 
@@ -327,11 +348,19 @@ impl SocFilter {
     fn cut(&mut self, params: &CellParams, point: &Point, reading: Reading, known: Interval) {
         let Gaussian { x, p } = &self.belief;
         let Reading { ma, mv, temp_c } = reading;
-        let ocv = mv + point.instant_mv(ma - x[B]) + x[V1] + x[V2] - point.hysteresis_mv * self.h;
-        let others = p[V1][V1] + p[V2][V2] + p[E][E];
-        let noise = square(READING_MV) + square(RESISTANCE * point.instant_mv(ma));
+        let instant = point.instant_mv(ma - x[B]);
+        let ocv = mv + instant * (1.0 + x[R]) + x[V1] + x[V2] + x[V3] - self.hysteresis(point);
+        let pairs = p[V1][V1] + p[V2][V2] + p[V3][V3];
+        let error = square(point.sigma_mv) + square(HYSTERESIS_START * point.hysteresis_mv);
+        let others = pairs + error + square(instant) * p[R][R];
+        let noise = square(READING_MV) + square(point.doubt * instant);
         let reach = REACH * math::sqrt(others + noise);
         let (said_lo, said_hi) = params.soc_interval(ocv - reach, ocv + reach, temp_c);
+        // The curve itself is only known so well along its axis.
+        let (said_lo, said_hi) = (
+            (said_lo - 2.0 * CURVE).max(0.0),
+            (said_hi + 2.0 * CURVE).min(1.0),
+        );
         let mut interval = Interval {
             lo: known.lo.max(said_lo),
             hi: known.hi.min(said_hi),
@@ -352,7 +381,7 @@ impl SocFilter {
         let straight = (above + below - 2.0 * here).abs() < 0.33 * (above - below);
         let narrow = hi - lo < NARROW || (straight && hi - lo < 4.0 * NARROW);
         // An overvoltage from an unseen past must not be what the interval rests on.
-        let settled = p[V1][V1] + p[V2][V2] < p[E][E] || age > 2.0 * point.tau2;
+        let settled = pairs < error || age > 2.0 * point.tau2;
         if narrow && settled {
             // The voltage that made the interval is not news: it ties the other states to this one, but only by half.
             let slope = (above - below) / (hi - lo).max(1e-3);
@@ -360,14 +389,14 @@ impl SocFilter {
             let tie = slope * variance / (others + slope * slope * variance).max(1e-3);
             let p = &mut self.belief.p;
             p.iter_mut().for_each(|row| row[Z] = 0.0);
-            p[Z] = [
-                variance,
-                tie * p[V1][V1],
-                tie * p[V2][V2],
-                0.0,
-                -tie * p[E][E],
-            ];
-            for k in [V1, V2, E] {
+            p[Z] = [0.0; N];
+            p[Z][Z] = variance;
+            for k in [V1, V2, V3, E] {
+                p[Z][k] = if k == E {
+                    -tie * math::sqrt(error)
+                } else {
+                    tie
+                } * p[k][k];
                 p[k][Z] = p[Z][k];
             }
             self.belief.x[Z] = z;
@@ -381,14 +410,23 @@ impl SocFilter {
     fn predict(&mut self, params: &CellParams, point: &Point, dt: f32, measured_ma: f32) -> f32 {
         let x = &mut self.belief.x;
         let i = measured_ma - x[B];
-        let soc_per_ma = dt / (3_600.0 * params.capacity_mah());
+        let efficiency = if i < 0.0 {
+            params.coulombic_efficiency()
+        } else {
+            1.0
+        };
+        let soc_per_ma = efficiency * dt / (3_600.0 * params.capacity_mah());
         let moved = i * soc_per_ma;
-        let g1 = math::one_minus_exp(dt / point.tau1);
-        let g2 = math::one_minus_exp(dt / point.tau2);
-        x[V1] += g1 * (point.r1 * i - x[V1]);
-        x[V2] += g2 * (point.r2 * i - x[V2]);
-        self.open[0] += g1 * (point.r1 * i - self.open[0]);
-        self.open[1] += g2 * (point.r2 * i - self.open[1]);
+        let pairs = [
+            (V1, point.r1, point.tau1),
+            (V2, point.r2, point.tau2),
+            (V3, point.r3, point.tau3),
+        ];
+        let fades = pairs.map(|(_, _, tau)| math::one_minus_exp(dt / tau));
+        for (((k, r, _), g), open) in pairs.into_iter().zip(fades).zip(&mut self.open) {
+            x[k] += g * (r * i - x[k]);
+            *open += g * (r * i - *open);
+        }
         // Kahan's sum.
         let step = -moved - self.carry;
         let z = x[Z] + step;
@@ -401,21 +439,64 @@ impl SocFilter {
 
         let fade_e = math::one_minus_exp(moved.abs() / ERROR_SOC + dt / ERROR_S);
         x[E] -= fade_e * x[E];
-        let d = [1.0, 1.0 - g1, 1.0 - g2, 1.0, 1.0 - fade_e];
+        let [g1, g2, g3] = fades;
+        let d = [1.0, 1.0 - g1, 1.0 - g2, 1.0 - g3, 1.0, 1.0 - fade_e, 1.0];
         let bias = square(BIAS_C * params.capacity_mah());
-        let error = square(params.sigma_mv()) + square(HYSTERESIS * point.hysteresis_mv);
         // Noise that keeps a fading state's variance at its stationary value s: (1 - d²) s.
+        let pair = |g: f32, r: f32| g * (2.0 - g) * square(point.doubt * r * i);
         let q = [
             square(THROUGHPUT) * moved.abs(),
-            g1 * (2.0 - g1) * square(RESISTANCE * point.r1 * i),
-            g2 * (2.0 - g2) * square(RESISTANCE * point.r2 * i),
+            pair(g1, point.r1),
+            pair(g2, point.r2),
+            pair(g3, point.r3),
             bias * (dt / BIAS_DRIFT_S),
-            fade_e * (2.0 - fade_e) * error,
+            fade_e * (2.0 - fade_e),
+            square(point.doubt) * (dt / R0_DRIFT_S),
         ];
         self.belief.predict(&d, &q);
-        self.belief
-            .leak(B, &[soc_per_ma, -g1 * point.r1, -g2 * point.r2, 0.0, 0.0]);
+        self.belief.leak(
+            B,
+            &[
+                soc_per_ma,
+                -g1 * point.r1,
+                -g2 * point.r2,
+                -g3 * point.r3,
+                0.0,
+                0.0,
+                0.0,
+            ],
+        );
         moved
+    }
+
+    /// Whether no error of the model that is to be expected explains this voltage at this state of charge.
+    fn contradicted(&self, params: &CellParams, point: &Point, reading: Reading) -> bool {
+        let Gaussian { x, p } = &self.belief;
+        let instant = point.instant_mv(reading.ma - x[B]) * (1.0 + x[R]);
+        let ocv = reading.mv + instant + x[V1] + x[V2] + x[V3] - self.hysteresis(point);
+        let unknown = square(point.sigma_mv)
+            + square(HYSTERESIS_START * point.hysteresis_mv)
+            + square(point.doubt * (instant.abs() + x[V1].abs() + x[V2].abs() + x[V3].abs()))
+            + square(READING_MV);
+        let reach = REACH * math::sqrt(unknown);
+        let (lo, hi) = params.soc_interval(ocv - reach, ocv + reach, reading.temp_c);
+        let margin = 2.0 * CURVE + 2.0 * math::sqrt(p[Z][Z]);
+        !(lo - margin..=hi + margin).contains(&x[Z])
+    }
+
+    /// One sigma of the model's error [mV].
+    fn error_mv(&self, params: &CellParams, point: &Point) -> f32 {
+        let slope = params.ocv_slope_mv(self.soc(), self.temp_c, 0.02).max(0.0);
+        math::sqrt(
+            square(point.sigma_mv)
+                + square(HYSTERESIS * point.hysteresis_mv)
+                + square(slope * CURVE),
+        )
+    }
+
+    /// What hysteresis adds [mV].
+    fn hysteresis(&self, point: &Point) -> f32 {
+        point.hysteresis_mv * self.h + point.jump_mv * self.sign
     }
 
     #[inline]
@@ -435,30 +516,46 @@ impl SocFilter {
         // The flatter side: a curve that bends is trusted no more than its less telling half.
         let slope =
             ((here - below) / (z - left).max(1e-3)).min((above - here) / (right - z).max(1e-3));
+        let slope = slope.max(0.0);
         let i = reading.ma - x[B];
+        self.sign = params.sign(i, self.sign);
         let instant = point.instant_mv(i);
-        let foreseen = here + point.hysteresis_mv * self.h + x[E] - x[V1] - x[V2] - instant;
+        // One sigma of the model's error here: of its voltage, and of its curve along the axis.
+        let error = math::sqrt(
+            square(point.sigma_mv)
+                + square(HYSTERESIS * point.hysteresis_mv)
+                + square(slope * CURVE),
+        );
+        let foreseen = here + self.hysteresis(point) + error * x[E]
+            - x[V1]
+            - x[V2]
+            - x[V3]
+            - instant * (1.0 + x[R]);
         let innovation = reading.mv - foreseen;
-        let h = [slope, -1.0, -1.0, point.instant_slope(i), 1.0];
+        let over = point.instant_slope(i) * (1.0 + x[R]);
+        let h = [slope, -1.0, -1.0, -1.0, over, error, -instant];
         let (g, variance) = self.belief.project(&h);
-        let resistance = square(RESISTANCE * instant);
+        let resistance = square(0.3 * point.doubt * instant) + square(point.sigma_mv);
         let noise = square(READING_MV);
         let plain = innovation * innovation / (variance + noise + resistance);
         let strain = strain + math::one_minus_exp(dt / LOST_S) * (plain.min(50.0) - strain);
-        if strain > LOST {
+        if strain > LOST && self.contradicted(params, point, reading) {
             // Certain of something wrong: begin anew, near the old value if the voltage agrees.
             let reach = (6.0 * math::sqrt(p[Z][Z])).max(NARROW);
             let doubt = |r: f32, own: f32| {
-                square(RESISTANCE * r * (i.abs() + 0.1 * params.capacity_mah())).max(own)
+                square(point.doubt * r * (i.abs() + 0.1 * params.capacity_mah())).max(own)
             };
             let variance = [
                 p[Z][Z],
                 doubt(point.r1, p[V1][V1]),
                 doubt(point.r2, p[V2][V2]),
+                doubt(point.r3, p[V3][V3]),
                 p[B][B],
                 p[E][E],
+                p[R][R],
             ];
-            let mean = [z, self.open[0], self.open[1], x[B], 0.0];
+            let [open1, open2, open3] = self.open;
+            let mean = [z, open1, open2, open3, x[B], 0.0, x[R]];
             self.belief = Gaussian::new(mean, variance);
             return self.cut(params, point, reading, Interval::new(z - reach, z + reach));
         }

@@ -3,10 +3,10 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use crate::BadInput;
 use anyhow::Result;
 use helio_locate::locate::{self, Settings, Side};
 use helio_locate::{Ranges, SiteMap, Truth, export};
-use crate::BadInput;
 
 /// Arguments of `helio locate`.
 #[derive(clap::Args)]

@@ -137,7 +137,8 @@ fn numbers(name: &str, text: &str, least: usize) -> Result<Vec<f64>> {
     match all {
         Ok(all) if all.len() >= least && all.iter().all(|x| x.is_finite()) => Ok(all),
         _ => {
-            let what = format!("{name} {text} is no place; give {least} numbers with commas between");
+            let what =
+                format!("{name} {text} is no place; give {least} numbers with commas between");
             Err(BadInput::new(what).into())
         }
     }
@@ -159,13 +160,19 @@ fn run_calibrate(args: &Calibrate) -> Result<()> {
         return Err(BadInput::new(what).into());
     }
     if !(args.share > 0.0 && args.share <= 1.0) {
-        let what = format!("--share is {}; give a number above 0 and up to 1", args.share);
+        let what = format!(
+            "--share is {}; give a number above 0 and up to 1",
+            args.share
+        );
         return Err(BadInput::new(what).into());
     }
     let mut runs = Vec::new();
     for (at, file) in args.ranges.iter().enumerate() {
         let mut ranges = Ranges::load(file, &map)?;
-        let truth = match (args.truth.get(at).or(args.truth.first()), args.at.get(at).or(args.at.first())) {
+        let truth = match (
+            args.truth.get(at).or(args.truth.first()),
+            args.at.get(at).or(args.at.first()),
+        ) {
             (Some(file), _) => Truth::load(file, &map.recording.quaternion)?,
             (None, Some(place)) => {
                 let p = numbers("--at", place, 3)?;

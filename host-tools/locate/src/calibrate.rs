@@ -241,9 +241,7 @@ pub fn calibrate(
     certainty[layout.offset()] = 1.0 / (free * free);
 
     let residuals = |x: &DVector<f64>| -> Vec<Option<f64>> {
-        let one = |i: &Item<'_>| {
-            Some(i.sample.range_m - model(&layout, map, i, x, &levers, None)?)
-        };
+        let one = |i: &Item<'_>| Some(i.sample.range_m - model(&layout, map, i, x, &levers, None)?);
         items.iter().map(one).collect()
     };
     let mut x = prior.clone();
@@ -284,7 +282,9 @@ pub fn calibrate(
                 }
             }
         }
-        let Some(factor) = normal.cholesky() else { break };
+        let Some(factor) = normal.cholesky() else {
+            break;
+        };
         let step = factor.solve(&right);
         covariance = factor.inverse();
         x += &step;
@@ -338,7 +338,11 @@ pub fn calibrate(
             .filter(|(i, _)| i.anchor == anchor)
             .filter_map(|(_, r)| *r)
             .collect();
-        let good: Vec<f64> = mine.iter().copied().filter(|r| r.abs() < TUKEY * scale).collect();
+        let good: Vec<f64> = mine
+            .iter()
+            .copied()
+            .filter(|r| r.abs() < TUKEY * scale)
+            .collect();
         report.rejected += mine.len() - good.len();
         report.samples += good.len();
         if good.len() < LEAST {
@@ -371,10 +375,13 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Anchor, tag and the truth of one recording.
+type Series = (usize, usize, *const Truth);
+
 /// How long errors of one anchor and tag last: the sum of their autocorrelation up to where it
 /// falls below a tenth, in seconds and in samples.
 fn correlation(items: &[Item<'_>], residuals: &[Option<f64>], scale: f64) -> (f64, f64) {
-    let mut series: BTreeMap<(usize, usize, *const Truth), Vec<(f64, f64)>> = BTreeMap::new();
+    let mut series: BTreeMap<Series, Vec<(f64, f64)>> = BTreeMap::new();
     for (item, residual) in items.iter().zip(residuals) {
         if let Some(r) = residual.filter(|r| r.abs() < TUKEY * scale) {
             let key = (item.anchor, item.tag, std::ptr::from_ref(item.truth));
@@ -475,7 +482,10 @@ fn height(
             let u = (p - Vector3::from(a.position_m)).normalize();
             info += u * u.transpose() / a.sigma().powi(2);
         }
-        sigmas.push(info.try_inverse().map_or(f64::INFINITY, |c| c[(2, 2)].sqrt()));
+        sigmas.push(
+            info.try_inverse()
+                .map_or(f64::INFINITY, |c| c[(2, 2)].sqrt()),
+        );
     }
     let scatter = spread(&heights);
     let middle = median(&mut heights);
@@ -507,14 +517,19 @@ impl Report {
             t += &format!("not heard often enough, unchanged: {:?}\n", self.unheard);
         }
         if let Some(offset) = self.time_offset_s {
-            t += &format!("clocks: the truth of a range is {:.1} ms later\n", offset * 1e3);
+            t += &format!(
+                "clocks: the truth of a range is {:.1} ms later\n",
+                offset * 1e3
+            );
         }
         for (tag, lever) in self.lever_arm_m.iter().flatten().enumerate() {
             let [x, y, z] = lever;
             t += &format!("tag {tag} sits at {x:.3}, {y:.3}, {z:.3} m of the body\n");
         }
         if let Some(h) = self.tag_height_m {
-            t += &format!("tags move at a height of {h:.3} m that the anchors see badly: held from now on\n");
+            t += &format!(
+                "tags move at a height of {h:.3} m that the anchors see badly: held from now on\n"
+            );
         }
         if let Some([x, _, z]) = self.accel_psd {
             t += &format!("acceleration {x} m²/s³ horizontally, {z} m²/s³ vertically\n");

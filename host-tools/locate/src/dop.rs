@@ -175,7 +175,9 @@ fn cell(map: &SiteMap, area: &Area, x: f64, y: f64) -> Cell {
         // Worse than a thousandfold dilution is no position.
         let inverse = m.try_inverse()?;
         let floor = m.trace().recip() * 1e-9;
-        (0..3).all(|k| inverse[(k, k)] > floor && inverse[(k, k)] < 1e6).then_some(inverse)
+        (0..3)
+            .all(|k| inverse[(k, k)] > floor && inverse[(k, k)] < 1e6)
+            .then_some(inverse)
     };
     let three = seen.len() >= 3;
     let dop = invert(plain).filter(|_| three);
@@ -253,7 +255,11 @@ impl DopMap {
             "{}: tag at {:.2} m ({}), {} places {:.2} m apart, {:.1} % with a position\n",
             self.map,
             self.height_m,
-            if self.height_known { "known" } else { "not known" },
+            if self.height_known {
+                "known"
+            } else {
+                "not known"
+            },
             self.cells.len(),
             self.step_m,
             self.covered_pct

@@ -199,7 +199,15 @@ impl Table {
 
     /// Place and unit of the time: the column of that name, else the first.
     pub fn time_column(&self) -> (usize, f64) {
-        let names = ["time", "t", "timestamp", "stamp", "datetime", "date", "seconds"];
+        let names = [
+            "time",
+            "t",
+            "timestamp",
+            "stamp",
+            "datetime",
+            "date",
+            "seconds",
+        ];
         self.column(&names).unwrap_or((0, 1.0))
     }
 }
@@ -237,7 +245,9 @@ pub fn unit(name: &str) -> (&str, f64) {
     let found = units
         .iter()
         .find_map(|(end, factor)| Some((name.strip_suffix(end)?, *factor)));
-    found.filter(|(base, _)| !base.is_empty()).unwrap_or((name, 1.0))
+    found
+        .filter(|(base, _)| !base.is_empty())
+        .unwrap_or((name, 1.0))
 }
 
 /// Seconds of a field that is a number or `YYYY-MM-DD hh:mm:ss[.fff]`, the latter since 1970.
@@ -313,7 +323,13 @@ mod tests {
         assert_eq!(time_of("12.5"), Some(12.5));
         assert_eq!(time_of("1970-01-02 00:00:01.5"), Some(86_401.5));
         assert_eq!(time_of("2022-08-15 9:42:24.766"), Some(1_660_556_544.766));
-        for wrong in ["yesterday", "2022-08-15", "nan", "2022-13-01 00:00:00", "1:2"] {
+        for wrong in [
+            "yesterday",
+            "2022-08-15",
+            "nan",
+            "2022-13-01 00:00:00",
+            "1:2",
+        ] {
             assert_eq!(time_of(wrong), None, "{wrong}");
         }
     }

@@ -429,7 +429,10 @@ impl Report {
             Some(h) => format!("at the known height of {h:.3} m"),
             None => "in three dimensions".to_string(),
         };
-        t += &format!("{} with {} (CRC {}), {how}\n", self.ranges, self.map, self.map_crc);
+        t += &format!(
+            "{} with {} (CRC {}), {how}\n",
+            self.ranges, self.map, self.map_crc
+        );
         for g in &self.tags {
             t += &format!(
                 "tag {}: {} fixes of {} epochs in {:.1} s; {:.2} % of ranges left out as faulty",

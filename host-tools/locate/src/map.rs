@@ -227,7 +227,9 @@ impl SiteMap {
         let mut letters: Vec<char> = r.quaternion.chars().collect();
         letters.sort_unstable();
         if !(letters.is_empty() || letters == ['w', 'x', 'y', 'z']) {
-            return wrong("quaternion names the columns w, x, y, z in their order, for example \"wxyz\"");
+            return wrong(
+                "quaternion names the columns w, x, y, z in their order, for example \"wxyz\"",
+            );
         }
         let levers = r.lever_arm_m.iter().flatten();
         let numbers = levers.chain(&r.tag_bias_m).chain(&r.tag_height_m);
@@ -366,7 +368,11 @@ impl SiteMap {
                 let _ = writeln!(t, "quaternion = \"{}\"", r.quaternion);
             }
             if !r.lever_arm_m.is_empty() {
-                let levers: Vec<_> = r.lever_arm_m.iter().map(|l| l.map(|x| round(x, 1e4))).collect();
+                let levers: Vec<_> = r
+                    .lever_arm_m
+                    .iter()
+                    .map(|l| l.map(|x| round(x, 1e4)))
+                    .collect();
                 let _ = writeln!(t, "lever_arm_m = {levers:?}");
             }
             if !r.tag_bias_m.is_empty() {

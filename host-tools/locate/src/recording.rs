@@ -43,7 +43,9 @@ fn place_of(name: &str) -> Option<(u16, u16)> {
     let (mut anchor, mut tag) = (None, None);
     let mut rest = base;
     while !rest.is_empty() {
-        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let letters = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let (word, tail) = rest.split_at(letters);
         let digits = tail
             .find(|c: char| !c.is_ascii_digit())
@@ -51,10 +53,17 @@ fn place_of(name: &str) -> Option<(u16, u16)> {
         let (number, tail) = tail.split_at(digits);
         let number = number.parse::<u16>().ok()?;
         let words = word.split(['-', '_']).filter(|w| !w.is_empty());
-        let known = |w: &&str| !matches!(*w, "range" | "ranges" | "dist" | "distance" | "to" | "from" | "uwb");
+        let known = |w: &&str| {
+            !matches!(
+                *w,
+                "range" | "ranges" | "dist" | "distance" | "to" | "from" | "uwb"
+            )
+        };
         match words.filter(known).collect::<Vec<_>>()[..] {
             ["t" | "tag"] => tag = Some(number),
-            ["a" | "anchor" | "anc" | "r" | "d" | "luminaire" | "lamp"] | [] if anchor.is_none() => {
+            ["a" | "anchor" | "anc" | "r" | "d" | "luminaire" | "lamp"] | []
+                if anchor.is_none() =>
+            {
                 anchor = Some(number);
             }
             _ => return None,
@@ -81,7 +90,8 @@ impl Ranges {
             ranges.read_wide(&table, map)?;
         }
         if ranges.samples.is_empty() {
-            let what = "there is no range above zero in the file; check its columns and their units";
+            let what =
+                "there is no range above zero in the file; check its columns and their units";
             return Err(InputError::whole(file, what));
         }
         if !ranges.samples.is_sorted_by_key(|s| s.time_s) {
@@ -435,7 +445,11 @@ impl Truth {
             });
         }
         let next = path.time_s.partition_point(|s| *s < t);
-        let next = if next == 0 && path.time_s[0] == t { 1 } else { next };
+        let next = if next == 0 && path.time_s[0] == t {
+            1
+        } else {
+            next
+        };
         let before = next.checked_sub(1)?;
         let (t0, t1) = (path.time_s[before], *path.time_s.get(next)?);
         if t1 - t0 > GAP_S {
@@ -512,11 +526,20 @@ mod tests {
             e.to_string().split_once("f.csv").map(|e| e.1.to_string())
         };
         let huge = e("time_s,a1\n0,4210\n").expect("named");
-        assert!(huge.starts_with(":2: a range of 4210 m is no range; name"), "{huge}");
+        assert!(
+            huge.starts_with(":2: a range of 4210 m is no range; name"),
+            "{huge}"
+        );
         let width = e("0,1,2\n").expect("named");
-        assert!(width.contains("2 ranges, no multiple of the map's 3"), "{width}");
+        assert!(
+            width.contains("2 ranges, no multiple of the map's 3"),
+            "{width}"
+        );
         let foreign = e("time_s,a8\n0,1\n").expect("named");
-        assert!(foreign.contains("no anchor of the recording (8)"), "{foreign}");
+        assert!(
+            foreign.contains("no anchor of the recording (8)"),
+            "{foreign}"
+        );
         let none = e("time_s,rssi\n0,1\n").expect("named");
         assert!(none.contains("no column is a range"), "{none}");
     }
@@ -524,9 +547,14 @@ mod tests {
     #[test]
     fn asynchronous_ranges_become_epochs_that_hold_each_anchor_once() {
         let dir = tempfile::tempdir().expect("room");
-        let text = "time_s,anchor,range_m\n0.00,1,1\n0.02,2,1\n0.04,3,1\n0.06,1,1\n0.08,2,1\n0.5,3,1\n";
+        let text =
+            "time_s,anchor,range_m\n0.00,1,1\n0.02,2,1\n0.04,3,1\n0.06,1,1\n0.08,2,1\n0.5,3,1\n";
         let ranges = Ranges::load(&file(&dir, text), &map()).expect("right");
-        let sizes: Vec<_> = ranges.epochs(0, 0.1).iter().map(|e| e.samples.len()).collect();
+        let sizes: Vec<_> = ranges
+            .epochs(0, 0.1)
+            .iter()
+            .map(|e| e.samples.len())
+            .collect();
         assert_eq!(sizes, [3, 2, 1]);
     }
 

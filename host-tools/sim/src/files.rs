@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use helio_battery::{CellData, CellParams};
+use helio_battery::{CellData, CellExtra, CellParams};
 use helio_master::map::MapAnchor;
 use helio_units::NodeId;
 use serde::Deserialize;
@@ -51,15 +51,19 @@ struct CellFile {
     hysteresis_mv: Option<Table>,
     #[serde(default = "hysteresis_rate")]
     hysteresis_rate: f32,
-    #[serde(default = "sigma_mv")]
-    sigma_mv: f32,
+    sigma_mv: Option<Table>,
+    r3_mohm: Option<Table>,
+    tau3_s: Option<Table>,
+    rk_mohm: Option<Table>,
+    ik_ma: Option<Table>,
+    jump_mv: Option<Table>,
+    shift_mv: Option<Table>,
+    resistance_doubt: Option<Table>,
+    coulombic_efficiency: Option<f32>,
 }
 
 fn hysteresis_rate() -> f32 {
     30.0
-}
-fn sigma_mv() -> f32 {
-    5.0
 }
 
 /// Family of a cell; picks its default protection limits.
@@ -92,6 +96,18 @@ pub fn load_cell(file: &Path) -> Result<Cell, InputError> {
         flat(cell.tau2_s),
         flat(cell.hysteresis_mv),
     );
+    let [sigma, r3, tau3, rk, ik, jump, shift, doubt] = [
+        cell.sigma_mv,
+        cell.r3_mohm,
+        cell.tau3_s,
+        cell.rk_mohm,
+        cell.ik_ma,
+        cell.jump_mv,
+        cell.shift_mv,
+        cell.resistance_doubt,
+    ]
+    .map(flat);
+    let rms = |l: &[f32]| (l.iter().map(|s| s * s).sum::<f32>() / l.len().max(1) as f32).sqrt();
     let data = CellData {
         name: &cell.name,
         capacity_mah: cell.capacity_mah,
@@ -106,9 +122,25 @@ pub fn load_cell(file: &Path) -> Result<Cell, InputError> {
         tau2_s: &tau2,
         hysteresis_mv: &hysteresis,
         hysteresis_rate: cell.hysteresis_rate,
-        sigma_mv: cell.sigma_mv,
+        sigma_mv: match sigma.as_slice() {
+            [] => 5.0,
+            [one] => *one,
+            table => rms(table),
+        },
     };
-    let params = CellParams::new(&data).map_err(|e| {
+    let extra = CellExtra {
+        rk_mohm: &rk,
+        ik_ma: &ik,
+        r3_mohm: &r3,
+        tau3_s: &tau3,
+        jump_mv: &jump,
+        shift_mv: &shift,
+        resistance_doubt: &doubt,
+        sigma_mv: if sigma.len() > 1 { &sigma } else { &[] },
+        coulombic_efficiency: cell.coulombic_efficiency.unwrap_or(1.0),
+    };
+    let params = CellParams::new(&data).and_then(|p| p.with_extra(&extra));
+    let params = params.map_err(|e| {
         // The sentence starts with the key; its line is where the user has to look.
         let what = e.to_string();
         let key: String = what
