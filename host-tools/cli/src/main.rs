@@ -49,7 +49,7 @@ enum Command {
     Replay(replay::Command),
     /// Locate tags from recorded ranges, and compare with the truth where there is one.
     Locate(locate::Args),
-    /// Check, calibrate, survey, compare and export anchor maps.
+    /// Calibrate, plot and export anchor maps.
     #[command(subcommand)]
     Map(map::Command),
     /// Make a cell's parameter file from test recordings, test an estimator on others, plot.

@@ -1,4 +1,4 @@
-//! `helio map`: anchor maps checked, calibrated, surveyed, compared and exported.
+//! `helio map`: anchor maps calibrated, plotted and exported.
 
 use std::io::Write;
 use std::path::PathBuf;

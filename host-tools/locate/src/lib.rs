@@ -1,5 +1,5 @@
 //! Positioning at the desk: recordings located and compared with their truth, maps calibrated,
-//! surveyed, checked and exported, luminaires identified in images.
+//! plotted and exported.
 //!
 //! The host's side of `helio-positioning`, which does the estimating; here is what needs files,
 //! memory and whole recordings at once. `helio` is its caller.

@@ -28,8 +28,6 @@ pub struct Settings {
     pub side: Side<f64>,
     /// Spectral density of acceleration, m²/s³.
     pub accel_psd: [f64; 3],
-    /// Errors of ranges are alike within such a time, seconds.
-    pub error_lasts_s: f64,
     /// Only this tag.
     pub tag: Option<u16>,
 }
@@ -46,7 +44,6 @@ impl Settings {
             window_s: 0.1,
             side: Side::Below,
             accel_psd: map.recording.accel_psd.unwrap_or(ACCEL_PSD),
-            error_lasts_s: map.recording.error_lasts_s.unwrap_or(0.0),
             tag: None,
         }
     }
@@ -268,12 +265,6 @@ pub fn tracker(settings: &Settings) -> Tracker<f64, 1> {
     })
 }
 
-/// How much wider a sigma has to be told to a filter that takes errors for independent, when they
-/// last `lasts_s` and come every `every_s`: `sqrt(1 + 2 lasts / every)`.
-pub fn widening(lasts_s: f64, every_s: f64) -> f64 {
-    (1.0 + 2.0 * lasts_s / every_s.max(1e-3)).sqrt()
-}
-
 /// Locates every tag of a recording; `progress` hears epochs done and all of them.
 pub fn run(
     map: &SiteMap,
@@ -311,7 +302,6 @@ pub fn run(
         let (mut fixes, mut tracks, mut levels) = (Vec::new(), Vec::new(), Vec::new());
         let (mut fixed, mut within, mut bounded) = (0, 0, 0);
         let duration = epochs.last().map_or(0.0, Epoch::time_s) - epochs[0].samples[0].time_s;
-        let widening = widening(settings.error_lasts_s, duration / all.max(1) as f64);
         for epoch in &epochs {
             done += 1;
             if done % 256 == 0 {
@@ -324,8 +314,7 @@ pub fn run(
             for s in &epoch.samples {
                 if let Some(anchor) = map.get(s.anchor) {
                     let now = Instant::from_micros(((s.time_s - first).max(0.0) * 1e6) as u64);
-                    let mut range = anchor.observe(s.range_m, map.tag_bias(tag));
-                    range.sigma_m *= widening;
+                    let range = anchor.observe(s.range_m, map.tag_bias(tag));
                     let _: Verdict<f64> = tracker.handle_range(now, s.anchor, range);
                 }
             }
