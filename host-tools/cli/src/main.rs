@@ -13,6 +13,8 @@ mod broker;
 mod cell;
 mod demo;
 mod hub;
+mod locate;
+mod map;
 mod replay;
 mod sim;
 
@@ -45,6 +47,11 @@ enum Command {
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
     #[command(subcommand)]
     Replay(replay::Command),
+    /// Locate tags from recorded ranges, and compare with the truth where there is one.
+    Locate(locate::Args),
+    /// Check, calibrate, survey, compare and export anchor maps.
+    #[command(subcommand)]
+    Map(map::Command),
     /// Make a cell's parameter file from test recordings, test an estimator on others, plot.
     #[command(subcommand)]
     Cell(cell::Command),
@@ -94,6 +101,8 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(args),
         Command::Bench(command) => bench::run(command),
         Command::Replay(command) => replay::run(command),
+        Command::Locate(args) => locate::run(&args),
+        Command::Map(command) => map::run(&command),
         Command::Cell(command) => cell::run(command),
         Command::Analyse(command) => analyse::run(command),
         Command::Bridge(args) => bridge::run(args),
@@ -107,6 +116,7 @@ fn main() -> ExitCode {
             let bad_input = e.chain().any(|cause| {
                 cause.is::<BadInput>()
                     || cause.is::<helio_sim::scenario::InputError>()
+                    || cause.is::<helio_locate::InputError>()
                     || cause
                         .downcast_ref::<std::io::Error>()
                         .is_some_and(|io| io.kind() == std::io::ErrorKind::AddrInUse)
