@@ -317,7 +317,10 @@ impl SocFilter {
         let (a, b) = params.soc_interval(reading.mv, reading.mv, reading.temp_c);
         let point = params.point((0.5 * (a + b)).clamp(known.lo, known.hi), reading.temp_c);
         let one_c = params.capacity_mah();
-        let past = 0.5 * reading.ma.abs() + 0.1 * one_c;
+        // Whoever wakes at rest has mostly rested.
+        let at_rest = reading.ma.abs() < 0.02 * one_c;
+        let unseen = if at_rest { 0.02 } else { 0.1 };
+        let past = 0.5 * reading.ma.abs() + unseen * one_c;
         self.open = [point.r1, point.r2, point.r3].map(|r| 0.5 * r * reading.ma);
         let past = |r: f32| square(r * past);
         self.belief = Gaussian::new(
