@@ -110,20 +110,13 @@ enum Mode {
 struct Interval {
     lo: f32,
     hi: f32,
-    /// What `hi - lo` was at first.
-    full: f32,
-    /// Time since then [s].
+    /// Time since it began [s].
     age: f32,
 }
 
 impl Interval {
     fn new(lo: f32, hi: f32) -> Self {
-        Self {
-            lo,
-            hi,
-            full: hi - lo,
-            age: 0.0,
-        }
+        Self { lo, hi, age: 0.0 }
     }
     fn mid(&self) -> f32 {
         0.5 * (self.lo + self.hi)
@@ -317,7 +310,13 @@ impl SocFilter {
         let (a, b) = params.soc_interval(reading.mv, reading.mv, reading.temp_c);
         let point = params.point((0.5 * (a + b)).clamp(known.lo, known.hi), reading.temp_c);
         let one_c = params.capacity_mah();
-        let past = 0.5 * reading.ma.abs() + 0.1 * one_c;
+        // Whoever wakes at rest has mostly rested.
+        let unseen = if reading.ma.abs() < 0.02 * one_c {
+            0.02
+        } else {
+            0.1
+        };
+        let past = 0.5 * reading.ma.abs() + unseen * one_c;
         self.open = [point.r1, point.r2, point.r3].map(|r| 0.5 * r * reading.ma);
         let past = |r: f32| square(r * past);
         self.belief = Gaussian::new(
@@ -357,14 +356,18 @@ impl SocFilter {
         let reach = REACH * math::sqrt(others + noise);
         let (said_lo, said_hi) = params.soc_interval(ocv - reach, ocv + reach, temp_c);
         // The curve itself is only known so well along its axis.
-        let (said_lo, said_hi) = ((said_lo - 2.0 * CURVE).max(0.0), (said_hi + 2.0 * CURVE).min(1.0));
+        let (said_lo, said_hi) = (
+            (said_lo - 2.0 * CURVE).max(0.0),
+            (said_hi + 2.0 * CURVE).min(1.0),
+        );
         let mut interval = Interval {
             lo: known.lo.max(said_lo),
             hi: known.hi.min(said_hi),
             ..known
         };
         // When little is left of both, they do not make one sharp value but contradict each other: believe the voltage.
-        if interval.hi - interval.lo < 0.5 * known.full.min(said_hi - said_lo) {
+        let width = interval.hi - interval.lo;
+        if width < 0.5 * (known.hi - known.lo).min(said_hi - said_lo) || width < 2.0 * CURVE {
             interval = Interval {
                 age: known.age,
                 ..Interval::new(said_lo, said_hi)
@@ -389,7 +392,11 @@ impl SocFilter {
             p[Z] = [0.0; N];
             p[Z][Z] = variance;
             for k in [V1, V2, V3, E] {
-                p[Z][k] = if k == E { -tie * math::sqrt(error) } else { tie } * p[k][k];
+                p[Z][k] = if k == E {
+                    -tie * math::sqrt(error)
+                } else {
+                    tie
+                } * p[k][k];
                 p[k][Z] = p[Z][k];
             }
             self.belief.x[Z] = z;
@@ -519,8 +526,11 @@ impl SocFilter {
                 + square(HYSTERESIS * point.hysteresis_mv)
                 + square(slope * CURVE),
         );
-        let foreseen =
-            here + self.hysteresis(point) + error * x[E] - x[V1] - x[V2] - x[V3] - instant * (1.0 + x[R]);
+        let foreseen = here + self.hysteresis(point) + error * x[E]
+            - x[V1]
+            - x[V2]
+            - x[V3]
+            - instant * (1.0 + x[R]);
         let innovation = reading.mv - foreseen;
         let over = point.instant_slope(i) * (1.0 + x[R]);
         let h = [slope, -1.0, -1.0, -1.0, over, error, -instant];
