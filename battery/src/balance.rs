@@ -1,7 +1,7 @@
-//! Which cells of a group to bleed. The simple plan, by voltage, for a slave that is on its own; a master that knows the
-//! states of charge sends a mask instead.
+//! Which cells of a group to bleed: [`plan`] by voltage, for a slave that is on its own; [`plan_by_charge`] by state of
+//! charge and within what heat the board bears, for a master that knows both.
 
-use helio_units::Millivolts;
+use helio_units::{DeciCelsius, Millivolts};
 
 /// When a cell is worth bleeding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +60,181 @@ pub fn plan(cells: &[Option<Millivolts>], config: &BalanceConfig) -> u32 {
     mask
 }
 
+/// How a master balances by state of charge.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChargeBalance {
+    /// Begin with cells that are fuller than the emptiest one of the string by this much state of charge ...
+    pub start: f32,
+    /// ... and go on until they are down to this.
+    pub stop: f32,
+    /// How many standard deviations of the difference must be beyond doubt on top.
+    pub sigmas: f32,
+    /// Bleeding resistor of one cell.
+    pub resistor_ohm: u16,
+    /// Heat that all resistors of one slave may make while it is cool.
+    pub budget_mw: u32,
+    /// Hottest sensor up to which the whole budget holds; from there it falls linearly ...
+    pub cool: DeciCelsius,
+    /// ... to nothing here.
+    pub hot: DeciCelsius,
+}
+
+impl Default for ChargeBalance {
+    /// From 1 % down to 0.3 %, 3 W of 40 Ω resistors at each slave up to 40 °C, none from 55 °C.
+    fn default() -> Self {
+        Self {
+            start: 0.01,
+            stop: 0.003,
+            sigmas: 2.0,
+            resistor_ohm: 40,
+            budget_mw: 3_000,
+            cool: DeciCelsius(400),
+            hot: DeciCelsius(550),
+        }
+    }
+}
+
+impl ChargeBalance {
+    /// Heat that the resistors of one slave may make at this temperature of its hottest sensor [mW]. A group without a
+    /// sensor is never bled.
+    pub fn budget_mw(&self, hottest: Option<DeciCelsius>) -> u32 {
+        let (cool, hot) = (i64::from(self.cool.0), i64::from(self.hot.0));
+        match hottest.map(|t| i64::from(t.0)) {
+            None => 0,
+            Some(t) if t <= cool => self.budget_mw,
+            Some(t) if t >= hot => 0,
+            // The range is not empty: t lies inside it.
+            Some(t) => (i64::from(self.budget_mw) * (hot - t) / (hot - cool)) as u32,
+        }
+    }
+}
+
+/// What is known of one cell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CellCharge {
+    /// Voltage now.
+    pub mv: Millivolts,
+    /// State of charge, `0..=1`.
+    pub soc: f32,
+    /// Standard deviation of its difference to another cell of the string (not of `soc` itself: errors that all cells share
+    /// do not matter here).
+    pub sigma: f32,
+}
+
+/// Cells to bleed, bit 0 is cell 0: the fullest first, as many as the heat budget and `config` allow. `lowest` is the state
+/// of charge of the emptiest cell of the whole string, `bleeding` the mask in force.
+pub fn plan_by_charge(
+    cells: &[Option<CellCharge>],
+    lowest: f32,
+    hottest: Option<DeciCelsius>,
+    bleeding: u32,
+    config: &BalanceConfig,
+    charge: &ChargeBalance,
+) -> u32 {
+    let cells = cells.get(..32).unwrap_or(cells);
+    let mut budget_mw = charge.budget_mw(hottest);
+    let mut mask = 0u32;
+    for _ in 0..config.max_cells {
+        let mut best: Option<(u32, f32, u32)> = None;
+        for (bit, cell) in (0..cells.len()).map(|k| 1u32 << k).zip(cells) {
+            let Some(cell) = cell else { continue };
+            let excess = cell.soc - lowest;
+            let bound = match bleeding & bit {
+                0 => charge.start + charge.sigmas * cell.sigma,
+                _ => charge.stop,
+            };
+            let mv = u32::from(cell.mv.0);
+            let heat_mw = mv * mv / 1_000 / u32::from(charge.resistor_ohm.max(1));
+            let beside = !config.neighbours && mask & (bit << 1 | bit >> 1) != 0;
+            let wanted = excess > bound && cell.mv > config.floor && heat_mw <= budget_mw;
+            if wanted && mask & bit == 0 && !beside && best.is_none_or(|(_, e, _)| excess > e) {
+                best = Some((bit, excess, heat_mw));
+            }
+        }
+        let Some((bit, _, heat_mw)) = best else { break };
+        mask |= bit;
+        budget_mw -= heat_mw;
+    }
+    mask
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn charge(soc: f32) -> Option<CellCharge> {
+        Some(CellCharge {
+            mv: Millivolts(3_700),
+            soc,
+            sigma: 0.001,
+        })
+    }
+
+    fn by_charge(cells: &[Option<CellCharge>], hottest: i16, bleeding: u32) -> u32 {
+        let lowest = cells.iter().flatten().map(|c| c.soc).fold(1.0, f32::min);
+        let hottest = Some(DeciCelsius(hottest));
+        plan_by_charge(
+            cells,
+            lowest,
+            hottest,
+            bleeding,
+            &BalanceConfig::default(),
+            &ChargeBalance::default(),
+        )
+    }
+
+    #[test]
+    fn the_fullest_cells_bleed_until_they_are_close_to_the_emptiest() {
+        let cells = [0.50, 0.52, 0.50, 0.515, 0.503].map(charge);
+        assert_eq!(by_charge(&cells, 250, 0), 0b01010);
+        // What bleeds goes on below the start, and what does not waits for it.
+        let cells = [0.50, 0.506, 0.50, 0.506, 0.50].map(charge);
+        assert_eq!(by_charge(&cells, 250, 0b01000), 0b01000);
+        let cells = [0.50, 0.506, 0.50, 0.5025, 0.50].map(charge);
+        assert_eq!(by_charge(&cells, 250, 0b01000), 0);
+    }
+
+    #[test]
+    fn a_difference_within_its_doubt_is_left_alone_and_so_is_an_unknown_cell() {
+        let mut cells = [0.50, 0.53, 0.50].map(charge);
+        cells[1].as_mut().unwrap().sigma = 0.02;
+        assert_eq!(by_charge(&cells, 250, 0), 0);
+        cells[1] = None;
+        assert_eq!(by_charge(&cells, 250, 0), 0);
+        cells[1] = charge(0.53);
+        assert_eq!(by_charge(&cells, 250, 0), 0b010);
+        cells[1].as_mut().unwrap().mv = Millivolts(3_000);
+        assert_eq!(by_charge(&cells, 250, 0), 0, "at the floor");
+    }
+
+    #[test]
+    fn the_hotter_the_board_the_fewer_cells_bleed() {
+        let mut cells = [charge(0.60); 18];
+        cells[17] = charge(0.50);
+        // 3.7 V over 40 Ohm make 342 mW; every second cell of 18, at most 8.
+        let count = |dc| by_charge(&cells, dc, 0).count_ones();
+        assert_eq!(
+            [250, 400, 430, 475, 520, 549, 550, 900].map(count),
+            [8, 8, 7, 4, 1, 0, 0, 0]
+        );
+        let config = BalanceConfig::default();
+        let blind = plan_by_charge(&cells, 0.5, None, 0, &config, &ChargeBalance::default());
+        assert_eq!(blind, 0, "of unknown temperature");
+        let together = BalanceConfig {
+            neighbours: true,
+            ..config
+        };
+        let mask = plan_by_charge(
+            &cells,
+            0.5,
+            Some(DeciCelsius(250)),
+            0,
+            &together,
+            &ChargeBalance::default(),
+        );
+        assert_eq!(mask, 0xff);
+    }
 
     fn mv<const N: usize>(cells: [u16; N]) -> [Option<Millivolts>; N] {
         cells.map(|v| Some(Millivolts(v)))

@@ -6,6 +6,8 @@
 //! Formulas and their sources: `docs/battery.md`.
 #![no_std]
 #[cfg(test)]
+extern crate self as helio_battery;
+#[cfg(test)]
 extern crate std;
 
 pub mod balance;
@@ -18,7 +20,7 @@ pub mod power;
 pub mod protection;
 pub mod soc;
 
-pub use balance::BalanceConfig;
+pub use balance::{BalanceConfig, ChargeBalance};
 pub use cell::{CellData, CellError, CellExtra, CellModel, CellParams};
 pub use group::GroupFilter;
 pub use soc::{CellState, Reading, SocFilter, SocInit};

@@ -210,7 +210,7 @@ mod tests {
             }
             let soc = cell.soc as f32;
             let state = CellState {
-                soc, sigma: 0.0, v1_mv: cell.v1_mv, v2_mv: cell.v2_mv,
+                soc, sigma: 0.0, v1_mv: cell.v1_mv, v2_mv: cell.v2_mv, v3_mv: cell.v3_mv, r0_scale: 1.0,
                 shift_mv: params.point(soc, temp_c).hysteresis_mv * cell.h, current_ma: 0.0, temp_c,
             };
             let time = HORIZONS[horizon];

@@ -70,6 +70,8 @@ const LOST_S: f32 = 20.0;
 const LOST: f32 = 3.0;
 /// Sigma of a state of charge of which nothing is known.
 const NOTHING_KNOWN: f32 = 0.3;
+/// Where the curve rises by so much, the voltage is asked afresh whatever was stored [mV per unit].
+const TELLING: f32 = 400.0;
 /// Share of the hysteresis that an unknown past leaves open (1 sigma).
 const HYSTERESIS_START: f32 = 0.6;
 /// A voltage excludes what is more than so many sigmas away.
@@ -300,7 +302,13 @@ impl SocFilter {
     fn start(&mut self, params: &CellParams, reading: Reading, initial: SocInit) {
         let known = match initial {
             SocInit::Stored { soc, sigma } if soc.is_finite() && sigma.is_finite() => {
-                let half = 0.5 / SHARE * sigma.clamp(0.002, NOTHING_KNOWN);
+                let slope = params.ocv_slope_mv(soc.clamp(0.0, 1.0), reading.temp_c, 0.1);
+                let least = if slope > TELLING {
+                    NOTHING_KNOWN
+                } else {
+                    0.002
+                };
+                let half = 0.5 / SHARE * sigma.clamp(least, NOTHING_KNOWN);
                 let soc = soc.clamp(0.0, 1.0);
                 Interval::new((soc - half).max(0.0), (soc + half).min(1.0))
             }
@@ -311,11 +319,8 @@ impl SocFilter {
         let point = params.point((0.5 * (a + b)).clamp(known.lo, known.hi), reading.temp_c);
         let one_c = params.capacity_mah();
         // Whoever wakes at rest has mostly rested.
-        let unseen = if reading.ma.abs() < 0.02 * one_c {
-            0.02
-        } else {
-            0.1
-        };
+        let at_rest = reading.ma.abs() < 0.02 * one_c;
+        let unseen = if at_rest { 0.02 } else { 0.1 };
         let past = 0.5 * reading.ma.abs() + unseen * one_c;
         self.open = [point.r1, point.r2, point.r3].map(|r| 0.5 * r * reading.ma);
         let past = |r: f32| square(r * past);

@@ -122,6 +122,9 @@ impl Receiver {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::HashSet;
+    use std::vec::Vec;
+    use std::{println, vec};
 
     #[test]
     fn checks_are_the_published_ones() {
@@ -156,6 +159,67 @@ mod tests {
         assert_eq!(r.check(8, 15), Verdict::Fresh { lost: 0 });
         assert_eq!(r.check(0, 15), Verdict::Sequence, "eight on is too far");
         assert_eq!(r.check(1, 15), Verdict::Fresh { lost: 0 }, "believed again");
+    }
+
+    /// What a lone wrong bit does to a CRC-32C, for every bit of a frame of so many bytes, check
+    /// included. A pattern of errors goes unnoticed exactly if these add up to zero.
+    fn syndromes(bytes: usize) -> Vec<u32> {
+        let body = bytes - 4;
+        let good = CRC32.checksum(&vec![0; body]);
+        let data = (0..body * 8).map(|bit| {
+            let mut damaged = vec![0; body];
+            damaged[bit / 8] = 1 << (bit % 8);
+            CRC32.checksum(&damaged) ^ good
+        });
+        data.chain((0..32).map(|bit| 1 << bit)).collect()
+    }
+
+    #[test]
+    fn fewer_than_six_wrong_bits_in_a_serial_frame_are_always_noticed() {
+        // The longest frame but the beacon of 127 seats: 55 bytes.
+        let single = syndromes(55);
+        let mut pairs = HashSet::new();
+        for (i, a) in single.iter().enumerate() {
+            assert_ne!(*a, 0, "one wrong bit");
+            for b in &single[..i] {
+                assert_ne!(a, b, "two");
+                // Two pairs of the same sum are four.
+                assert!(pairs.insert(a ^ b), "four");
+            }
+        }
+        let known: HashSet<u32> = single.iter().copied().collect();
+        assert!(pairs.iter().all(|sum| !known.contains(sum)), "three");
+        for (i, a) in single.iter().enumerate() {
+            for (j, b) in single[..i].iter().enumerate() {
+                for c in &single[..j] {
+                    assert!(!pairs.contains(&(a ^ b ^ c)), "five");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn undetected_corruption_of_a_full_line_at_4_mbaud_is_rarer_than_1e_9_per_hour() {
+        // Independent wrong bits, bit error rate 1e-5, nothing but frames of 55 bytes, 8N1. At
+        // least six are needed; every such pattern is counted as if the check were random, and as
+        // if it were of 2^-32 only (Koopman 2002: weights of good CRCs are near that).
+        let (bits, ber) = (55 * 8, 1e-5f64);
+        let mut many = 0.0;
+        let mut ways = 1.0;
+        for wrong in 1..=20u32 {
+            ways *= f64::from(bits - wrong as i32 + 1) / f64::from(wrong);
+            if wrong >= 6 {
+                many += ways * ber.powi(wrong as i32) * (1.0 - ber).powi(bits - wrong as i32);
+            }
+        }
+        let frames_per_hour = 4e6 / 550.0 * 3_600.0;
+        let per_hour = frames_per_hour * many / 4_294_967_296.0;
+        println!(
+            "{per_hour:.1e} undetected per hour; {:.1e} if no such pattern were noticed",
+            frames_per_hour * many
+        );
+        // Even a check that notices none of those patterns would do.
+        assert!(frames_per_hour * many <= 1e-9);
     }
 
     proptest! {

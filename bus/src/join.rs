@@ -28,6 +28,8 @@ use helio_units::{NodeId, Uid};
 pub const PROTOCOL_VERSION: u8 = 1;
 
 const JOIN: u32 = 0xf << 25;
+/// The most urgent 29-bit identifier; the lower 25 bits tell what and whose.
+pub const FIRST_EXTENDED: u32 = JOIN;
 const CONFIRM: u32 = JOIN | 1 << 22;
 const CLAIM: u32 = JOIN | 1 << 23;
 const HASH_MASK: u32 = (1 << 23) - 1;

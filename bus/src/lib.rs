@@ -10,12 +10,14 @@
 //! join     getting a seat        seats     who sits where
 //! budget   how much at most      segment   datagrams over frames
 //! superframe  RS485: how it is spelt, and every place in time
+//! analysis    how late each message can be, and how many slaves fit
 //! ```
 #![no_std]
 
 #[cfg(test)]
 extern crate std;
 
+pub mod analysis;
 mod bits;
 mod budget;
 mod e2e;

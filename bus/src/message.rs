@@ -327,7 +327,7 @@ impl core::fmt::Debug for CanFrame {
 /// identifier, so that a waiting management frame never holds up a trip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mailbox {
-    /// Trip and alarm; at the master sync and commands.
+    /// Alarm; at the master sync and commands. A trip takes any mailbox that is free.
     Urgent,
     /// Cyclic data.
     Cyclic,

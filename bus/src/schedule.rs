@@ -9,6 +9,7 @@
 //! RS485 has a superframe instead; see [`crate::superframe`].
 
 use crate::message::{BusKind, Capabilities};
+use crate::superframe::{Timing, shortest};
 use helio_units::Duration;
 
 /// Timing of one bus; equal at the master and all slaves.
@@ -20,6 +21,8 @@ pub struct Schedule {
     pub seats: u8,
     /// From SYNC to SYNC; on RS485 the length of the superframe.
     pub cycle: Duration,
+    /// RS485: from the end of one sender to the start of the next. Equal at both ends.
+    pub guard: Duration,
     /// From SYNC to the instant at which anchors range. RS485 ranges just before its pass of ranges.
     pub ranges_phase: Duration,
     /// After SYNC a slave waits so long for the sample that SYNC asked for, then sends its last.
@@ -53,13 +56,10 @@ impl Schedule {
             kind,
             seats,
             cycle,
+            guard: Timing::guard_of(kind),
             ranges_phase,
             sample_grace: us(300),
-            silence: match kind {
-                // Three missing, and the third had its chance to come.
-                BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
-                _ => cycle * 3,
-            },
+            silence: silence(kind, cycle),
             ranging_silence: match kind {
                 BusKind::Can500k | BusKind::Can1M => part(cycle, 150),
                 _ => part(cycle, 250),
@@ -71,6 +71,51 @@ impl Schedule {
                 10_000
             }),
             quarantine: Duration::from_millis(100),
+        }
+    }
+
+    /// The same bus with fewer or more seats and, on RS485, a guard that this end's hardware can
+    /// keep: a sender that cannot start within half a guard of its time misses its slot. The
+    /// superframe becomes as long as every seat with 18 cells, 8 temperatures and a few anchors
+    /// needs, with two places to join. No guard is shorter than that of [`Self::for_bus`], and
+    /// at most 127 seats and 1 s are taken.
+    pub fn with_guard(self, seats: u8, guard: Duration) -> Self {
+        let guard = guard.clamp(Timing::guard_of(self.kind), Duration::from_secs(1));
+        let seats = seats.clamp(1, 127);
+        let least = Self {
+            seats,
+            guard,
+            ..self
+        };
+        if least.can() {
+            return least;
+        }
+        let rack = Capabilities {
+            cells: 18,
+            temps: 8,
+            anchors: 4,
+        };
+        let cycle = part(shortest(&least, rack, seats, 2), 102).max(Duration::from_millis(5));
+        least.with_cycle(cycle)
+    }
+
+    /// The same bus with a longer cycle, and every span that is a multiple of it. For lines that
+    /// are slower than their bit rate, such as processes of one machine that play a bus.
+    pub fn with_cycle(self, cycle: Duration) -> Self {
+        let scale = |span: Duration| {
+            let long = u128::from(span.as_nanos()) * u128::from(cycle.as_nanos());
+            let long = long.checked_div(self.cycle.as_nanos().into()).unwrap_or(0);
+            Duration::from_nanos(u64::try_from(long).unwrap_or(u64::MAX))
+        };
+        Self {
+            cycle,
+            ranges_phase: scale(self.ranges_phase),
+            sample_grace: scale(self.sample_grace),
+            silence: silence(self.kind, cycle),
+            ranging_silence: scale(self.ranging_silence),
+            master_silence: cycle * 3,
+            join_retry: scale(self.join_retry),
+            ..self
         }
     }
 
@@ -104,6 +149,15 @@ impl Schedule {
     }
 }
 
+/// A slave unheard for so long is gone.
+fn silence(kind: BusKind, cycle: Duration) -> Duration {
+    match kind {
+        // Three missing, and the third had its chance to come.
+        BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
+        _ => cycle * 3,
+    }
+}
+
 /// So many hundredths of a span.
 pub(crate) fn part(span: Duration, hundredths: u64) -> Duration {
     Duration::from_nanos(span.as_nanos() / 100 * hundredths)
@@ -112,7 +166,6 @@ pub(crate) fn part(span: Duration, hundredths: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::superframe::shortest;
     use std::println;
 
     #[test]
@@ -124,12 +177,39 @@ mod tests {
         };
         for kind in [BusKind::Rs485At1M, BusKind::Rs485At4M] {
             let schedule = Schedule::for_bus(kind);
-            let least = shortest(kind, schedule.seats, rack, 32, 2);
+            let least = shortest(&schedule, rack, 32, 2);
             println!("{kind:?}: shortest superframe {} us", least.as_micros());
             assert!(least <= schedule.cycle);
             if kind == BusKind::Rs485At1M {
                 assert!(schedule.cycle - least < Duration::from_micros(500));
             }
+        }
+    }
+
+    #[test]
+    fn a_longer_guard_gives_a_longer_superframe_in_which_all_seats_still_have_a_place() {
+        let rack = Capabilities {
+            cells: 18,
+            temps: 8,
+            anchors: 4,
+        };
+        for kind in [BusKind::Rs485At1M, BusKind::Rs485At4M] {
+            for (seats, guard_us) in [(1, 0), (4, 100), (32, 60), (32, 5_000), (127, 5_000)] {
+                let guard = Duration::from_micros(guard_us);
+                let schedule = Schedule::for_bus(kind).with_guard(seats, guard);
+                assert!(schedule.guard >= guard && schedule.guard >= Timing::guard_of(kind));
+                assert!(schedule.cycle >= shortest(&schedule, rack, seats, 2));
+                assert!(schedule.silence > schedule.cycle * 3);
+                assert!(schedule.ranges_phase < schedule.cycle);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cycle_of_the_same_length_changes_nothing() {
+        for kind in BusKind::ALL {
+            let schedule = Schedule::for_bus(kind);
+            assert_eq!(schedule.with_cycle(schedule.cycle), schedule);
         }
     }
 }

@@ -12,6 +12,7 @@
 //! A frame is `type 8 | node 8 | counter 8 | payload | CRC-32C 32`. It has no length: the type
 //! fixes it. A receiver that lost its place tries every byte as the first of a frame.
 
+use crate::Schedule;
 use crate::bits::{Reader, Writer};
 use crate::e2e::{DataId, check32};
 use crate::join::{Description, reason, reason_code};
@@ -452,8 +453,10 @@ impl Parser {
     /// Bytes came; `now` is the end of the last one.
     pub fn push(&mut self, timing: &Timing, now: Instant, bytes: &[u8]) {
         let start = now - timing.bytes(bytes.len());
-        // A frame has no gaps: what a pause cut off is not continued.
-        if start.since(self.last) > timing.bytes(2) {
+        // A frame has no gaps: what a pause cut off is not continued. Where the guard is long, a
+        // receiver may be so late, too.
+        let gap = Duration::from_nanos(timing.guard.as_nanos() / 2);
+        if start.since(self.last) > timing.bytes(2).max(gap) {
             self.clear();
         }
         self.last = now;
@@ -512,20 +515,25 @@ pub struct Timing {
 
 impl Timing {
     /// Of an RS485 bus; that of 1 Mbaud for any other.
-    pub fn of(kind: BusKind) -> Self {
+    pub fn of(schedule: &Schedule) -> Self {
         let us = Duration::from_micros;
-        match kind {
-            BusKind::Rs485At4M => Self {
-                bit_ns: 250,
-                guard: us(3),
-                brk: us(6),
-            },
-            _ => Self {
-                bit_ns: 1_000,
-                guard: us(6),
-                brk: us(20),
-            },
+        let (bit_ns, brk) = match schedule.kind {
+            BusKind::Rs485At4M => (250, us(6)),
+            _ => (1_000, us(20)),
+        };
+        Self {
+            bit_ns,
+            guard: schedule.guard,
+            brk,
         }
+    }
+
+    /// The shortest guard that transceivers and crystals allow.
+    pub fn guard_of(kind: BusKind) -> Duration {
+        Duration::from_micros(match kind {
+            BusKind::Rs485At4M => 3,
+            _ => 6,
+        })
     }
 
     /// Duration of so many characters of 10 bits.
@@ -552,21 +560,27 @@ impl Timing {
         self.bytes(CLAIM_LEN) + self.guard
     }
 
+    /// What a superframe needs behind its slots: a pair of windows, so many places to join, and the
+    /// next beacon.
+    pub fn tail(&self, joins: u16, seats: u8) -> Duration {
+        let windows = self.slot(FRAGMENT_LEN) * 2;
+        windows + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
+    }
+
     /// Beacon alone.
     pub fn beacon(&self, seats: u8) -> Duration {
         self.bytes(beacon_len(seats))
     }
 }
 
-#[cfg(test)]
 /// Shortest superframe for `count` slaves of one kind, with one pair of management windows and
 /// `joins` places to join.
-pub fn shortest(kind: BusKind, seats: u8, c: Capabilities, count: u8, joins: u64) -> Duration {
-    let t = Timing::of(kind);
+pub fn shortest(schedule: &Schedule, c: Capabilities, count: u8, joins: u64) -> Duration {
+    let t = Timing::of(schedule);
     let role = Role::of(c);
     let of = |len: Option<usize>| len.map_or(Duration::ZERO, |len| t.slot(len));
     let slaves = (of(role.state_len()) + of(role.ranges_len())) * count.into();
-    let head = t.beacon(seats) + t.bytes(MAX_ORDERS * ORDER_LEN) + t.mini();
+    let head = t.beacon(schedule.seats) + t.bytes(MAX_ORDERS * ORDER_LEN) + t.mini();
     head + slaves + t.slot(FRAGMENT_LEN) * 2 + t.join() * joins + t.guard * 2
 }
 
@@ -605,8 +619,9 @@ pub struct Plan {
 
 impl Plan {
     /// From the end of a beacon; the next one ends a cycle later.
-    pub fn new(kind: BusKind, seats: u8, cycle: Duration, beacon: &Beacon, end: Instant) -> Self {
-        let timing = Timing::of(kind);
+    pub fn new(schedule: &Schedule, beacon: &Beacon, end: Instant) -> Self {
+        let Schedule { seats, cycle, .. } = *schedule;
+        let timing = Timing::of(schedule);
         let orders = usize::from(beacon.orders);
         let mut plan = Self {
             timing,
@@ -643,7 +658,7 @@ impl Plan {
     }
 
     /// All places in order, with the start of the frame and of the minislot behind it.
-    fn places(&self) -> impl Iterator<Item = (Place, Instant, Instant)> {
+    pub fn places(&self) -> impl Iterator<Item = (Place, Instant, Instant)> {
         let t = self.timing;
         let seats = || (1..=self.seats).filter_map(NodeId::new);
         let role = |node: NodeId| self.roles.get(node.index()).copied().unwrap_or_default();

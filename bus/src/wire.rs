@@ -4,6 +4,7 @@
 //! 11-bit identifier   class (4) | node (7)
 //! 8-byte frame        check 8 | counter 4 | payload 52
 //! 48-byte FD frame    check 16 | counter 8 | payload 360
+//! 16-byte FD frame    check 16 | counter 8 | payload 104   (ranges when anchors 4 and up have none)
 //! ```
 
 use crate::bits::{Reader, Writer};
@@ -50,6 +51,10 @@ const NO_TAG: u32 = 0xffff;
 
 /// Bytes of the two FD frames.
 const FD_LEN: usize = 48;
+/// Bytes of ranges in which only the first [`FEW`] anchors have one.
+const FD_FEW_LEN: usize = 16;
+/// Anchors in a short frame of ranges.
+const FEW: usize = 4;
 
 /// A message taken from a frame whose check is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,19 +106,23 @@ pub fn encode(message: &Message, counter: u8, fd: bool) -> Option<CanFrame> {
     match message {
         Message::Trip => CanFrame::new(can_id, false, &[]),
         Message::State(..) | Message::Ranges(..) => {
+            let few = matches!(message, Message::Ranges(_, r) if is_few(r));
+            let len = if few { FD_FEW_LEN } else { FD_LEN };
             let mut data = [0; FD_LEN];
-            let mut w = Writer::new(&mut data);
+            let data = data.get_mut(..len)?;
+            let mut w = Writer::new(data);
             w.put(0, 16);
             w.put(counter.into(), 8);
             match message {
                 Message::State(_, state) => put_state(&mut w, state, false),
+                Message::Ranges(_, ranges) if few => put_ranges(&mut w, ranges, FEW),
                 Message::Ranges(_, ranges) => put_ranges(&mut w, ranges, MAX_ANCHORS),
                 _ => {}
             }
             w.finish();
             let (head, body) = data.split_at_mut(2);
             head.copy_from_slice(&check16(id, body).to_le_bytes());
-            CanFrame::new(can_id, true, &data)
+            CanFrame::new(can_id, true, data)
         }
         _ => {
             let mut data = [0; 8];
@@ -158,7 +167,10 @@ pub fn decode(frame: &CanFrame) -> Result<Decoded, DecodeError> {
             let [low, high, body @ ..] = frame.data() else {
                 return bad;
             };
-            if body.len() != FD_LEN - 2 || check16(id, body) != u16::from_le_bytes([*low, *high]) {
+            let few = id.class() == class::ALL_RANGES && body.len() == FD_FEW_LEN - 2;
+            if !(few || body.len() == FD_LEN - 2)
+                || check16(id, body) != u16::from_le_bytes([*low, *high])
+            {
                 return bad;
             }
             (8, 0xff)
@@ -168,7 +180,7 @@ pub fn decode(frame: &CanFrame) -> Result<Decoded, DecodeError> {
     let mut r = Reader::new(frame.data());
     r.take(if bits == 4 { 8 } else { 16 });
     let counter = r.take(bits) as u8;
-    let Some(message) = take_message(&mut r, id) else {
+    let Some(message) = take_message(&mut r, id, frame.data().len()) else {
         return bad;
     };
     Ok(Decoded {
@@ -177,6 +189,11 @@ pub fn decode(frame: &CanFrame) -> Result<Decoded, DecodeError> {
         counter_mask,
         message,
     })
+}
+
+/// Whether the first few anchors are all that have a range.
+fn is_few(ranges: &Ranges) -> bool {
+    ranges.range.iter().skip(FEW).all(Option::is_none)
 }
 
 fn put_short(w: &mut Writer, message: &Message) {
@@ -202,7 +219,7 @@ fn put_short(w: &mut Writer, message: &Message) {
 }
 
 /// `None` when a field has a value that no sender writes.
-fn take_message(r: &mut Reader, id: DataId) -> Option<Message> {
+fn take_message(r: &mut Reader, id: DataId, data_len: usize) -> Option<Message> {
     let node = NodeId::new(id.node());
     Some(match id.class() {
         class::ALARM => Message::Alarm(node?, take_alarm(r)),
@@ -250,7 +267,14 @@ fn take_message(r: &mut Reader, id: DataId) -> Option<Message> {
             }
         }
         class::STATE => Message::State(node?, take_state(r)?.0),
-        class::ALL_RANGES => Message::Ranges(node?, take_ranges(r, MAX_ANCHORS)),
+        class::ALL_RANGES => {
+            let count = if data_len == FD_FEW_LEN {
+                FEW
+            } else {
+                MAX_ANCHORS
+            };
+            Message::Ranges(node?, take_ranges(r, count))
+        }
         _ => return None,
     })
 }

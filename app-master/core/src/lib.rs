@@ -12,19 +12,25 @@
 //!                                  AnchorMap -'         '
 //! ```
 //!
+//! Where the pack has main contactors and a precharge relay ([`PackControl`]), what is measured there
+//! goes in through [`Master::handle_terminals`] and [`Master::poll_drive`] tells which coils to feed.
+//!
 //! Orders are levels, not edges: what a slave reports is compared with what is wanted, and the
 //! order is repeated until they agree, so a lost frame costs a cycle and nothing else.
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod contactor;
 mod locate;
 pub mod map;
 pub mod northbound;
 pub mod pack;
+pub mod power;
 pub mod telemetry;
 
 use helio_battery::CellParams;
-use helio_battery::balance::{self, BalanceConfig};
+use helio_battery::balance::{BalanceConfig, ChargeBalance};
+use helio_battery::power::PowerLimits;
 use helio_bus::{
     Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
     MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State,
@@ -35,6 +41,7 @@ use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
 use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
+use contactor::{ContactorConfig, Contactors, Drive, Terminals};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
 use pack::{PackFigures, Seat, StringDecision, Strings, Topology};
@@ -63,12 +70,36 @@ pub struct MasterConfig {
     pub pack_period: Duration,
 }
 
+/// How the pack as a whole is guarded and used; see [`Master::control_pack`].
+#[derive(Clone, Copy, Debug)]
+pub struct PackControl {
+    /// Main contactors and precharge; `None`: the slaves' gates are all there is.
+    pub contactors: Option<ContactorConfig>,
+    /// What no cell shall leave when power is promised.
+    pub power: PowerLimits,
+    /// How to balance by state of charge.
+    pub balance: ChargeBalance,
+}
+
+impl PackControl {
+    /// No contactors, and limits from the cell's parameters.
+    pub fn new(cell: &CellParams) -> Self {
+        Self {
+            contactors: None,
+            power: power::default_limits(cell),
+            balance: ChargeBalance::default(),
+        }
+    }
+}
+
 /// The master of one bus with up to `SEATS` slaves, remembering `LOG` records.
 pub struct Master<const SEATS: usize, const LOG: usize> {
     config: MasterConfig,
     link: MasterLink,
     seats: [Seat; SEATS],
     strings: Strings,
+    control: PackControl,
+    contactors: Option<Contactors>,
     log: Log<LOG>,
     map: AnchorMap,
     epoch: Epoch,
@@ -141,6 +172,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             link: MasterLink::new(config.schedule),
             seats: core::array::from_fn(|_| Seat::default()),
             strings: Strings::new(config.topology),
+            control: PackControl::new(&config.cell),
+            contactors: None,
             log: Log::default(),
             map: AnchorMap::default(),
             epoch: Epoch::default(),
@@ -192,15 +225,28 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         if self.epoch_ends.is_some_and(|at| now >= at) {
             self.close_epoch(now);
         }
+        if let Some(contactors) = &mut self.contactors {
+            contactors.handle_timeout(now);
+        }
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             self.decide(now);
             self.reconcile();
+        } else {
+            self.note_contactors(now);
         }
         if now >= self.next_pack {
             self.next_pack = now + self.config.pack_period;
-            self.plan_balancing();
-            let figures = self.figures();
+            let Self {
+                strings,
+                seats,
+                config,
+                control,
+                balance_wanted,
+                ..
+            } = self;
+            strings.balance(seats, *balance_wanted, &config.balance, &control.balance);
+            let figures = self.figures_at(now);
             self.log.push(now, Record::Pack(figures));
         }
         if now >= self.next_slave {
@@ -212,10 +258,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = self.next_tick.min(self.next_pack).min(self.next_slave);
         // Clients of slaves are told of a timeout by `poll_smp`, a level check late at most.
-        [self.link.poll_timeout(), self.epoch_ends, Some(own)]
-            .into_iter()
-            .flatten()
-            .min()
+        let contactors = self.contactors.as_ref().and_then(Contactors::poll_timeout);
+        [
+            self.link.poll_timeout(),
+            self.epoch_ends,
+            contactors,
+            Some(own),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The next frame for this mailbox; call whenever it is free.
@@ -244,11 +296,69 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         self.latency_max_us = latency_max_us;
     }
 
+    /// Says what the pack has besides its slaves; call it once, at the start.
+    pub fn control_pack(&mut self, control: PackControl) {
+        self.control = control;
+        self.contactors = control.contactors.map(Contactors::new);
+    }
+
+    /// What was measured at the main contactors. Where the strings' side is not measured, the sum of the cells is taken.
+    pub fn handle_terminals(&mut self, now: Instant, terminals: &Terminals) {
+        let sum = || self.strings.voltage_mv(&self.seats);
+        let pack_mv = terminals.pack_mv.or_else(sum);
+        if let Some(contactors) = &mut self.contactors {
+            contactors.handle_terminals(
+                now,
+                &Terminals {
+                    pack_mv,
+                    ..*terminals
+                },
+            );
+        }
+        self.note_contactors(now);
+    }
+
+    /// Which coils to feed, when that has changed. Call after every `handle_*`.
+    pub fn poll_drive(&mut self) -> Option<Drive> {
+        self.contactors.as_mut()?.poll_drive()
+    }
+
+    /// Whether the load may draw.
+    pub fn load_allowed(&self) -> bool {
+        match &self.contactors {
+            Some(contactors) => contactors.load_allowed(),
+            None => self.strings.conducting(&self.seats) > 0,
+        }
+    }
+
+    /// The main contactors, if there are any.
+    pub fn contactors(&self) -> Option<&Contactors> {
+        self.contactors.as_ref()
+    }
+
     /// Whether the pack shall conduct. Protection and isolation still have the last word.
     pub fn set_gate(&mut self, now: Instant, on: bool) {
         self.gate_wanted = on;
         self.decide(now);
         self.reconcile();
+    }
+
+    /// Whether cells may be balanced.
+    pub fn set_balance(&mut self, on: bool) {
+        self.balance_wanted = on;
+    }
+
+    /// Ends latched trips whose cause is gone, of one slave or of all and the contactors.
+    pub fn clear(&mut self, now: Instant, to: Option<NodeId>) -> Result<(), Busy> {
+        let order = Order::ClearLatch;
+        self.link.command(Command { to, order })?;
+        if let Some(contactors) = &mut self.contactors
+            && to.is_none()
+        {
+            contactors.clear(now);
+            self.decide(now);
+        }
+        Ok(())
     }
 
     /// Installs an anchor map at once, as a shell does with the one it has stored.
@@ -279,12 +389,27 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         self.seats.get(node.index())
     }
 
-    /// The pack in one line.
+    /// The pack in one line, without the link's voltage, which grows old.
     pub fn figures(&self) -> PackFigures {
-        PackFigures {
+        let mut figures = PackFigures {
             load_ppm: self.load_ppm,
             latency_max_us: self.latency_max_us,
             ..self.strings.figures(&self.seats)
+        };
+        if let Some(contactors) = &self.contactors {
+            figures.contactors = contactors.state();
+            if !contactors.load_allowed() {
+                figures.power = power::PackPower::default();
+            }
+        }
+        figures
+    }
+
+    /// The pack in one line.
+    pub fn figures_at(&self, now: Instant) -> PackFigures {
+        PackFigures {
+            link_mv: self.contactors.as_ref().and_then(|c| c.link_mv(now)),
+            ..self.figures()
         }
     }
 
@@ -512,17 +637,23 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
     }
 
-    /// Which strings may conduct.
+    /// Which strings may conduct, and whether the contactors may be closed on them.
     fn decide(&mut self, now: Instant) {
         let Self {
             strings,
             seats,
             log,
             gate_wanted,
+            contactors,
             config,
             ..
         } = self;
-        strings.update(now, seats, &config.cell, *gate_wanted, |decision| {
+        // The strings go first when the pack is switched on and last when it is switched off.
+        let wanted = match contactors {
+            Some(c) => (*gate_wanted || !c.is_open()) && c.allows_strings(),
+            None => *gate_wanted,
+        };
+        strings.update(now, seats, &config.cell, wanted, |decision| {
             let (what, node) = match decision {
                 StringDecision::Isolated(node) => (What::Isolated, node),
                 StringDecision::Released(node) => (What::Released, node),
@@ -538,6 +669,30 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                 }),
             );
         });
+        let conducts = strings.conducting(seats) > 0;
+        if let Some(contactors) = contactors {
+            contactors.set_wanted(now, *gate_wanted);
+            contactors.set_permit(now, conducts);
+        }
+        self.note_contactors(now);
+    }
+
+    /// Tells clients what the contactors did.
+    fn note_contactors(&mut self, now: Instant) {
+        let Some(contactors) = &mut self.contactors else {
+            return;
+        };
+        while let Some(event) = contactors.poll_event() {
+            self.log.push(
+                now,
+                Record::Event(Event {
+                    what: What::Contactors(event),
+                    node: None,
+                    uid: None,
+                    alarm: None,
+                }),
+            );
+        }
     }
 
     /// Orders what is wanted and not yet reported.
@@ -573,22 +728,6 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
     }
 
-    fn plan_balancing(&mut self) {
-        for seat in &mut self.seats {
-            let cells = seat
-                .cells
-                .0
-                .get(..usize::from(seat.capabilities.cells))
-                .unwrap_or(&[]);
-            let may = self.balance_wanted && seat.is_healthy();
-            seat.balance_mask = if may {
-                balance::plan(cells, &self.config.balance)
-            } else {
-                0
-            };
-        }
-    }
-
     fn record_next_slave(&mut self, now: Instant) {
         let members = self.seats.iter().filter(|s| s.is_present()).count().max(1) as u64;
         self.next_slave = now + Duration::from_nanos(self.config.slave_period.as_nanos() / members);
@@ -601,6 +740,9 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             return;
         };
         self.slave_cursor = place;
+        if let Some(seat) = self.seats.get_mut(place) {
+            seat.update_power(&self.config.cell, &self.control.power);
+        }
         let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
         let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
             return;
@@ -755,7 +897,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     fn status(&self, now: Instant, off: u64, reply: Reply<'_>) -> usize {
-        let figures = self.figures();
+        let figures = self.figures_at(now);
         let head = StatusHead {
             name: &self.config.name,
             uptime_ms: now.as_millis(),
@@ -816,7 +958,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         let busy = |_: Busy| Fault::NotNow;
         match order.cmd {
             "gate" => self.set_gate(now, on?),
-            "balance" => self.balance_wanted = on?,
+            "balance" => self.set_balance(on?),
             "isolate" => {
                 if let Some(wanted) = self.isolate_wanted.get_mut(node?.index()) {
                     *wanted = on?;
@@ -825,12 +967,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             }
             "clear" => {
                 let to = order.node.map(present).transpose()?;
-                self.link
-                    .command(Command {
-                        to,
-                        order: Order::ClearLatch,
-                    })
-                    .map_err(busy)?;
+                self.clear(now, to).map_err(busy)?;
             }
             "quarantine" => {
                 let ms = order

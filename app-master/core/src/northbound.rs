@@ -10,6 +10,7 @@ use helio_smp::{Body, Malformed, Request, Written, list, read_map};
 use helio_units::{DeciCelsius, Millivolts, NodeId};
 use minicbor::Decoder;
 
+use crate::contactor::ContactorEvent;
 use crate::map::{AnchorMap, MapAnchor};
 use crate::pack::{NodeState, PackFigures, PackState};
 use crate::telemetry::{Entry, Event, Log, Record, SlaveFigures, TagFigures, What};
@@ -64,6 +65,14 @@ pub fn what(w: What) -> &'static str {
         What::Alarm => "alarm",
         What::Command => "command",
         What::Map => "map",
+        What::Contactors(event) => match event {
+            ContactorEvent::Precharging => "precharging",
+            ContactorEvent::Closed => "contactors-closed",
+            ContactorEvent::Opened => "contactors-opened",
+            ContactorEvent::Dropped => "contactors-dropped",
+            ContactorEvent::Retrying(_) => "contactors-retry",
+            ContactorEvent::Failed(_) => "contactors-failed",
+        },
     }
 }
 
@@ -130,11 +139,26 @@ fn pack_fields(e: &mut Body<'_>, p: &PackFigures) -> Written {
     e.str("members")?.u8(p.members)?;
     e.str("expected")?.u8(p.expected)?;
     e.str("strings_connected")?.u8(p.strings_connected)?;
+    e.str("contactors")?.str(p.contactors.name())?;
+    e.str("link_mv")?;
+    opt_u32(e, p.link_mv)?;
+    let p = &p.power;
+    for (key, values) in [
+        ("discharge_w", &p.discharge_w),
+        ("charge_w", &p.charge_w),
+        ("discharge_ma", &p.discharge_ma),
+        ("charge_ma", &p.charge_ma),
+    ] {
+        e.str(key)?.array(values.len() as u64)?;
+        for &value in values {
+            e.u32(value)?;
+        }
+    }
     Ok(())
 }
 
 /// How many pairs [`pack_fields`] writes.
-const PACK_FIELDS: u64 = 12;
+const PACK_FIELDS: u64 = 18;
 
 /// What the status answer needs of a seat.
 #[derive(Clone, Copy, Debug)]
@@ -288,6 +312,20 @@ fn sentence(v: &Event, out: &mut heapless::String<96>) {
         },
         (What::Map, _) => write!(out, "the anchor map was replaced"),
         (What::Command, _) => write!(out, "an operator's command was taken"),
+        (What::Contactors(event), _) => match event {
+            ContactorEvent::Precharging => write!(out, "the link is being precharged"),
+            ContactorEvent::Closed => write!(out, "the contactors are closed, the load may draw"),
+            ContactorEvent::Opened => write!(out, "the contactors are open"),
+            ContactorEvent::Dropped => {
+                write!(out, "the contactors opened at once: no string may conduct")
+            }
+            ContactorEvent::Retrying(fault) => {
+                write!(out, "{}, another attempt follows", fault.name())
+            }
+            ContactorEvent::Failed(fault) => {
+                write!(out, "{}; clear it once it is mended", fault.name())
+            }
+        },
         _ => Ok(()),
     };
 }

@@ -1,8 +1,9 @@
 //! Aggregates slaves to strings and strings to a pack, and decides which gates may be on.
 //!
 //! A pack is a set of strings in parallel; a string is a row of seats in series. A string conducts
-//! only when every seat in it is taken by a healthy slave: one faulty segment opens its own string
-//! and leaves the others running.
+//! only when every seat in it is taken by a healthy slave whose cells are all known and whose values
+//! are not old: one faulty segment opens its own string and leaves the others running. When nothing
+//! conducts yet, the strings that match most others are the first.
 //!
 //! ```text
 //!            member missing, tripped or quarantined
@@ -11,11 +12,16 @@
 //!     '--- every seat healthy again, voltage matched ---'
 //! ```
 
+use helio_battery::balance::{BalanceConfig, CellCharge, ChargeBalance, plan_by_charge};
+use helio_battery::power::PowerLimits;
 use helio_battery::{CellParams, SocFilter, SocInit};
 use helio_bus::{
     BusKind, Capabilities, Cells, MAX_CELLS, Order, Severity, SlaveState, Summary, Temperatures,
 };
 use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts, NodeId, Uid};
+
+use crate::contactor::ContactorState;
+use crate::power::{PackPower, Series, parallel};
 
 /// Life of a seat as the master sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +74,12 @@ pub struct PackFigures {
     pub load_ppm: u32,
     /// Worst time from sample to value in the last second, microseconds.
     pub latency_max_us: u32,
+    /// Where the main contactors stand, if the master has any.
+    pub contactors: ContactorState,
+    /// Voltage behind them, mV.
+    pub link_mv: Option<u32>,
+    /// What the pack can give and take for the next seconds; nothing while it is not connected.
+    pub power: PackPower,
 }
 
 /// Overall state of a pack.
@@ -100,6 +112,10 @@ pub struct Seat {
     /// Newest temperatures.
     pub temps: Temperatures,
     filters: [Option<SocFilter>; MAX_CELLS],
+    /// When the newest voltages came.
+    seen: Option<Instant>,
+    /// What its cells allow, and since when that is known.
+    power: Option<Series>,
     /// Balancing order now wanted.
     pub balance_mask: u32,
     /// Messages found missing by their counters, from whoever sat here.
@@ -214,6 +230,7 @@ impl Seat {
         let current = self.summary.current.unwrap_or_default();
         let temp = self.temperature();
         let count = usize::from(self.capabilities.cells);
+        self.seen = Some(now);
         let places = self
             .cells
             .0
@@ -230,10 +247,72 @@ impl Seat {
         }
     }
 
+    /// Whether every cell is known and the values are not old. A seat without cells has nothing to be old.
+    pub fn is_valid(&self, now: Instant) -> bool {
+        let count = usize::from(self.capabilities.cells);
+        let cells = self.cells.0.get(..count).unwrap_or(&self.cells.0);
+        count == 0
+            || (cells.iter().all(Option::is_some)
+                && self.seen.is_some_and(|at| now.since(at) <= VALID))
+    }
+
+    /// Reckons anew what its cells allow.
+    pub fn update_power(&mut self, params: &CellParams, bounds: &PowerLimits) {
+        let count = usize::from(self.capabilities.cells).min(MAX_CELLS);
+        let filters = self.filters.iter().take(count).flatten();
+        let (mut emptiest, mut fullest) = (None::<&SocFilter>, None::<&SocFilter>);
+        for filter in filters {
+            let less = |a: f32, b: Option<f32>| b.is_none_or(|b| a < b);
+            let (low, high) = (
+                |f: &SocFilter| f.soc() - 2.0 * f.sigma(),
+                |f: &SocFilter| -(f.soc() + 2.0 * f.sigma()),
+            );
+            if less(low(filter), emptiest.map(low)) {
+                emptiest = Some(filter);
+            }
+            if less(high(filter), fullest.map(high)) {
+                fullest = Some(filter);
+            }
+        }
+        // Where the voltage is an end, the state of charge may be an average one: a cell of high resistance.
+        let known = |(cell, mv): (usize, &Option<Millivolts>)| Some((cell, (*mv)?));
+        let cells = || {
+            self.cells
+                .0
+                .iter()
+                .take(count)
+                .enumerate()
+                .filter_map(known)
+        };
+        let ends = [cells().min_by_key(|c| c.1), cells().max_by_key(|c| c.1)];
+        let ends = ends.map(|end| self.filters.get(end?.0)?.as_ref());
+        let weakest =
+            [emptiest, fullest, ends[0], ends[1]].map(|f| f.and_then(|f| f.state(params)));
+        let weakest = weakest.iter().flatten().copied();
+        self.power = match count {
+            0 => Some(Series::NONE),
+            _ => Some(Series::of_cells(params, bounds, weakest.clone(), count)),
+        };
+    }
+
     /// State of charge of a cell, `0..=1`, with its 1-sigma.
     pub fn soc(&self, cell: usize) -> Option<(f32, f32)> {
         let filter = self.filters.get(cell)?.as_ref()?;
         Some((filter.soc(), filter.sigma()))
+    }
+
+    /// Its cells for balancing.
+    fn charges(&self) -> impl Iterator<Item = Option<CellCharge>> {
+        let count = usize::from(self.capabilities.cells);
+        let cells = self.cells.0.iter().take(count).enumerate();
+        cells.map(|(cell, mv)| {
+            let (soc, sigma) = self.soc(cell)?;
+            Some(CellCharge {
+                mv: (*mv)?,
+                soc,
+                sigma: sigma * DIFFERENCE,
+            })
+        })
     }
 
     /// Mean of the valid sensors; 25 °C when there is none, as the parameters were measured there.
@@ -263,6 +342,16 @@ impl Seat {
             .try_fold(0u32, |sum, c| Some(sum + u32::from((*c)?.0)))
     }
 }
+
+/// Cells older than this are not known.
+const VALID: Duration = Duration::from_secs(1);
+
+/// Standard deviation of the difference of two cells' states of charge as a part of one cell's: one model and one current make
+/// 0.9 of the variance common to all, which leaves √(2 (1 - 0.9)).
+const DIFFERENCE: f32 = 0.447;
+
+/// A string in which a slave asks for derating carries this part of what it could.
+const DERATED: f32 = 0.5;
 
 /// How seats form strings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -341,11 +430,14 @@ impl Strings {
         mut decided: impl FnMut(StringDecision),
     ) {
         let mut bus_mv = self.mean(seats, |s| s.connected, |seat| seat.rest_mv(params));
+        if bus_mv.is_none() && wanted {
+            bus_mv = self.most_matched(now, seats, params);
+        }
         for string in 0..usize::from(self.topology.strings) {
             let mut bad = None;
             let mut sum = Some(0);
             for (node, seat) in self.members(string, seats) {
-                if !seat.is_healthy() && bad.is_none() {
+                if !(seat.is_healthy() && seat.is_valid(now)) && bad.is_none() {
                     bad = Some(node);
                 }
                 // Slaves that run anchors only have no cells and carry no current.
@@ -365,14 +457,12 @@ impl Strings {
                 None => {
                     let since = *state.healthy_since.get_or_insert(now);
                     let matched = match (bus_mv, sum) {
-                        (_, None) => false,
-                        (None, Some(_)) => true,
                         (Some(bus), Some(own)) => bus.abs_diff(own) <= self.topology.match_mv,
+                        _ => false,
                     };
                     let settled = now.since(since) >= self.topology.settle;
                     if wanted && settled && matched && !state.connected {
                         state.connected = true;
-                        bus_mv = bus_mv.or(sum);
                         if let Some(node) = state.culprit.take() {
                             decided(StringDecision::Released(node));
                         }
@@ -380,6 +470,106 @@ impl Strings {
                         state.connected = false;
                     }
                 }
+            }
+        }
+    }
+
+    /// With nothing connected, the voltage at rest of the ready string to which most others fit; of equals the highest.
+    fn most_matched(&self, now: Instant, seats: &[Seat], params: &CellParams) -> Option<u32> {
+        let mut rest = [None; MAX_STRINGS];
+        let strings = usize::from(self.topology.strings);
+        for ((string, place), state) in rest.iter_mut().enumerate().take(strings).zip(&self.states)
+        {
+            let settled = state
+                .healthy_since
+                .is_some_and(|since| now.since(since) >= self.topology.settle);
+            let mut members = self.members(string, seats);
+            *place = members
+                .try_fold(0, |sum, (_, seat)| {
+                    let fit = seat.is_healthy() && seat.is_valid(now) && settled;
+                    Some(sum + fit.then(|| seat.rest_mv(params))??)
+                })
+                .filter(|_| settled);
+        }
+        let fitting = |mv: u32| {
+            let others = rest.iter().flatten();
+            others
+                .filter(|other| other.abs_diff(mv) <= self.topology.match_mv)
+                .count()
+        };
+        rest.iter()
+            .flatten()
+            .copied()
+            .max_by_key(|&mv| (fitting(mv), mv))
+    }
+
+    /// Strings whose slaves have all reported their gates on.
+    pub fn conducting(&self, seats: &[Seat]) -> usize {
+        let whole = |string: &usize| {
+            let state = self.states.get(*string).copied().unwrap_or_default();
+            let cells = |(_, seat): &(NodeId, &Seat)| seat.capabilities.cells > 0;
+            let mut members = self.members(*string, seats).filter(cells).peekable();
+            state.connected
+                && members.peek().is_some()
+                && members.all(|(_, seat)| seat.summary.gate_on)
+        };
+        (0..usize::from(self.topology.strings))
+            .filter(whole)
+            .count()
+    }
+
+    /// Mean voltage of the connected strings, mV.
+    pub fn voltage_mv(&self, seats: &[Seat]) -> Option<u32> {
+        self.mean(seats, |s| s.connected, Seat::voltage_mv)
+    }
+
+    /// What the connected strings can give and take together.
+    pub fn power(&self, seats: &[Seat]) -> PackPower {
+        let strings = 0..usize::from(self.topology.strings);
+        let connected = strings.filter(|s| self.states.get(*s).is_some_and(|s| s.connected));
+        parallel(connected.map(|string| {
+            let mut derate = false;
+            let unknown = Series::NONE.derated(0.0);
+            let series = self
+                .members(string, seats)
+                .fold(Series::NONE, |sum, (_, seat)| {
+                    derate |= seat.summary.severity >= Severity::Derate;
+                    sum.and(seat.power.as_ref().unwrap_or(&unknown))
+                });
+            series.derated(if derate { DERATED } else { 1.0 })
+        }))
+    }
+
+    /// Decides for every seat of a string which cells to bleed, by their distance to the string's emptiest.
+    pub fn balance(
+        &self,
+        seats: &mut [Seat],
+        wanted: bool,
+        config: &BalanceConfig,
+        charge: &ChargeBalance,
+    ) {
+        for string in 0..usize::from(self.topology.strings) {
+            let lowest = self
+                .members(string, seats)
+                .flat_map(|(_, seat)| seat.charges());
+            let lowest = lowest.flatten().map(|c| c.soc).reduce(f32::min);
+            let expected = usize::from(self.topology.expected);
+            for (place, seat) in seats.iter_mut().enumerate().take(expected) {
+                let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
+                if node.is_none_or(|node| self.of(node) != string) {
+                    continue;
+                }
+                seat.balance_mask = match lowest {
+                    Some(lowest) if wanted && seat.is_healthy() => {
+                        let mut cells = [None; MAX_CELLS];
+                        for (place, cell) in cells.iter_mut().zip(seat.charges()) {
+                            *place = cell;
+                        }
+                        let hottest = seat.temps.0.iter().flatten().max().copied();
+                        plan_by_charge(&cells, lowest, hottest, seat.balance_mask, config, charge)
+                    }
+                    _ => 0,
+                };
             }
         }
     }
@@ -459,7 +649,8 @@ impl Strings {
             .get(..usize::from(self.topology.strings))
             .unwrap_or(&[]);
         f.strings_connected = strings.iter().filter(|s| s.connected).count() as u8;
-        let connected = self.mean(seats, |s| s.connected, Seat::voltage_mv);
+        f.power = self.power(seats);
+        let connected = self.voltage_mv(seats);
         let any = || self.mean(seats, |_| true, Seat::voltage_mv);
         f.voltage_mv = connected.or_else(any).unwrap_or(0);
         f.state = match (f.members, f.strings_connected) {

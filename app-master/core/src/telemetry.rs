@@ -101,6 +101,8 @@ pub enum What {
     Command,
     /// The anchor map was replaced.
     Map,
+    /// The main contactors.
+    Contactors(crate::contactor::ContactorEvent),
 }
 
 /// A change that an operator would want to know of.

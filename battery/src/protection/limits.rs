@@ -253,7 +253,8 @@ impl Limits {
             plausible_mv: (500, 5_000),
             plausible_dc: (-450, 1_250),
             plausible_ma: c.saturating_mul(20),
-            rated_ma: c.saturating_mul(2),
+            // Where over-current begins to warn: up to there a current may last.
+            rated_ma: c.saturating_mul(3),
             overload_tau: Duration::from_secs(60),
             rise_window: Duration::from_secs(10),
             moving_ma: c,

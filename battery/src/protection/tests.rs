@@ -646,201 +646,21 @@ fn every_event_is_set_by_its_fault_and_cleared_when_the_fault_is_gone() {
     }
 }
 
-/// When a fault that begins with the sample at `from` must have opened the gate, by the definition of its kind.
-fn deadline(limits: &Limits, kind: Kind, from: u64, period: u64) -> u64 {
-    let rule = limits.rule(kind, Severity::Trip).unwrap();
-    let delay = rule.delay.as_millis();
-    match kind {
-        // Windows of a second, of which the first may be half over and the last must be over.
-        Kind::CellStuck => from + rule.threshold as u64 + 2_000 + 2 * period,
-        // The first sample of the fault moves the current, once.
-        Kind::CurrentStuck => from + rule.threshold as u64 * period,
-        Kind::FrozenClock => from + (rule.threshold as u64 - 1) * period,
-        Kind::StaleData => from - period + rule.threshold as u64,
-        Kind::Overload => {
-            // heat(t) = load² (1 - e^(-t / tau))
-            let load = 5.5 * 5_000.0 / f64::from(limits.rated_ma);
-            let share = f64::from(rule.threshold) * 1e-3 / (load * load);
-            let t = -(1.0 - share).ln() * limits.overload_tau.as_millis() as f64;
-            from + (t * 1.002) as u64 + 2 * period
-        }
-        _ => from + delay,
-    }
-}
+#[path = "../../examples/protection/campaign.rs"]
+mod campaign;
 
-/// Injects `n` random faults of every kind into healthy, noisy groups and says how many were missed or late and how many
-/// healthy groups tripped before their fault.
-fn faults(n: u64) {
-    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
-    let mut random = move |below: u64| {
-        // xorshift64*
-        seed ^= seed >> 12;
-        seed ^= seed << 25;
-        seed ^= seed >> 27;
-        (seed.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
-    };
-    let mut count = [[0u64; 4]; KINDS];
-    for k in 0..n {
-        let kind = Kind::ALL[(k % KINDS as u64) as usize];
-        let [injected, missed, late, false_trips] = &mut count[kind.index()];
-        let mut limits = if random(2) == 0 {
-            Limits::nmc(5_000)
-        } else {
-            Limits::lfp(5_000)
-        };
-        let lfp = limits
-            .rule(Kind::CellOvervoltage, Severity::Trip)
-            .unwrap()
-            .threshold
-            < 4_000;
-        limits.cells = 16;
-        limits.temps = 8;
-        let rest_mv = if lfp { 3_300 } else { 3_700 };
-        let period = 1 + random(20);
-        let rule = limits.rule(kind, Severity::Trip).unwrap();
-        let excess = random(20) as i32;
-        let beyond = rule.threshold + if kind.falls() { -excess } else { excess };
-        let (cell, sensor) = (random(16) as usize, random(8) as usize);
-        let mut p = Protection::new(limits);
-        p.set_gate(true);
-        let mut now = random(1_000_000);
-        p.handle_timeout(at(now));
-        let mut base = healthy();
-        base.cells[..16].fill(Some(Millivolts(rest_mv)));
-        base.current = Some(Milliamps(if random(2) == 0 { 2_000 } else { -2_000 }));
-        for _ in 0..3 + random(20) {
-            now += period;
-            let mut s = base;
-            for v in s.cells[..16].iter_mut().flatten() {
-                v.0 += random(20) as u16;
-            }
-            s.current = s.current.map(|i| Milliamps(i.0 + random(50) as i32));
-            p.handle_sample(at(now), &s);
-        }
-        if p.must_open() {
-            *false_trips += 1;
-            continue;
-        }
-        *injected += 1;
-        let from = now + period;
-        let until = deadline(&limits, kind, from, period);
-        let own = code(kind, Severity::Trip);
-        let tripped = |p: &Protection| p.is_active(own) && p.must_open();
-        let mut play = 0;
-        let mut opened = None;
-        let mut clock = now;
-        while opened.is_none() && clock <= until + 2_000 {
-            // The timer between the samples.
-            clock += period;
-            if kind != Kind::FrozenClock {
-                now = clock;
-                while let Some(due) = p.poll_timeout()
-                    && due <= at(clock)
-                    && opened.is_none()
-                {
-                    p.handle_timeout(due);
-                    opened = tripped(&p).then_some(due.as_millis());
-                }
-            }
-            let mut s = base;
-            let mv = Some(Millivolts(beyond.max(0) as u16));
-            let dc = Some(DeciCelsius(beyond as i16));
-            match kind {
-                Kind::CellOvervoltage | Kind::CellUndervoltage | Kind::DeepDischarge => {
-                    s.cells[cell] = mv
-                }
-                Kind::GroupOvervoltage | Kind::GroupUndervoltage => s.cells[..16].fill(mv),
-                Kind::Imbalance => s.cells[cell] = Some(Millivolts(rest_mv - beyond as u16)),
-                Kind::OvertempCharge | Kind::UndertempCharge => {
-                    s.current = Some(Milliamps(-500));
-                    s.temps[sensor] = dc;
-                }
-                Kind::OvertempDischarge | Kind::UndertempDischarge => {
-                    s.current = Some(Milliamps(500));
-                    s.temps[sensor] = dc;
-                }
-                Kind::TempSpread | Kind::TempRise => {
-                    s.temps[sensor] = Some(DeciCelsius(250 + beyond as i16))
-                }
-                Kind::OvercurrentCharge => s.current = Some(Milliamps(-beyond)),
-                Kind::OvercurrentDischarge | Kind::ShortCircuit => {
-                    s.current = Some(Milliamps(beyond))
-                }
-                Kind::Overload => s.current = Some(Milliamps(27_500)),
-                Kind::CellOpen => s.cells[cell] = None,
-                Kind::TempOpen => s.temps[..5].fill(None),
-                Kind::CurrentLost => s.current = None,
-                Kind::CellImplausible => s.cells[cell] = Some(Millivolts(5_000 + beyond as u16)),
-                Kind::TempImplausible => s.temps[sensor] = Some(DeciCelsius(1_250 + beyond as i16)),
-                Kind::CurrentImplausible => s.current = Some(Milliamps(100_000 + beyond)),
-                Kind::CellStuck => {
-                    let high = play % 2 == 0;
-                    s.current = Some(Milliamps(if high { 6_000 } else { 0 }));
-                    s.cells[..16].fill(Some(Millivolts(if high { rest_mv - 60 } else { rest_mv })));
-                    s.cells[cell] = Some(Millivolts(rest_mv));
-                }
-                Kind::TempStuck => {
-                    s.temps.fill(Some(DeciCelsius(250 + beyond as i16)));
-                    s.temps[sensor] = Some(DeciCelsius(250));
-                }
-                Kind::CurrentStuck => {
-                    let high = play % 2 == 0;
-                    s.current = Some(Milliamps(1_234));
-                    s.cells[..16].fill(Some(Millivolts(if high {
-                        rest_mv - 100
-                    } else {
-                        rest_mv
-                    })));
-                }
-                Kind::StaleData => {
-                    continue;
-                }
-                Kind::FrozenClock => {}
-                Kind::Layout => s.cell_count = 15,
-                Kind::GateStuck => {
-                    p.set_gate(false);
-                    s.current = Some(Milliamps(beyond));
-                }
-            }
-            play += 1;
-            if opened.is_none() {
-                p.handle_sample(at(now), &s);
-                opened = tripped(&p).then_some(clock);
-            }
-        }
-        match opened {
-            None => *missed += 1,
-            Some(t) => *late += u64::from(t > until),
-        }
-    }
-    std::println!(
-        "{:<32} {:>9} {:>7} {:>5} {:>12}",
-        "kind",
-        "injected",
-        "missed",
-        "late",
-        "false trips"
-    );
-    for kind in Kind::ALL {
-        let [i, m, l, f] = count[kind.index()];
-        std::println!("{:<32} {i:>9} {m:>7} {l:>5} {f:>12}", kind.name());
-    }
-    for (kind, [injected, missed, late, false_trips]) in Kind::ALL.into_iter().zip(count) {
-        assert!(
-            injected > 0 && missed == 0 && late == 0 && false_trips == 0,
-            "{}",
-            kind.name()
-        );
-    }
-}
-
-/// A million with `HELIO_FAULTS=1000000 cargo test --release -p helio-battery faults -- --nocapture`.
+/// A million: `cargo run --release -p helio-battery --example protection -- --faults 1000000`.
 #[test]
 fn injected_faults_are_never_missed_or_late_and_healthy_groups_never_trip() {
-    let n = std::env::var("HELIO_FAULTS")
-        .ok()
-        .and_then(|n| n.parse().ok());
-    faults(n.unwrap_or(5_000));
+    for (kind, tally) in Kind::ALL
+        .into_iter()
+        .zip(campaign::faults(5_000, 1, |_| {}))
+    {
+        let name = kind.name();
+        assert!(tally.injected > 0, "{name}");
+        let bad = (tally.missed, tally.late, tally.false_trips);
+        assert_eq!(bad, (0, 0, 0), "{name}: missed, late, false trips");
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Can {
             previous_us: 0,
             sync_counter: 0,
             order_counters: [0; 128],
-            order_budget: Budget::new(2, eighth),
+            order_budget: Budget::new(super::ORDER_BURST, eighth),
         }
     }
 

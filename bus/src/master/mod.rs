@@ -34,6 +34,9 @@ pub struct MasterStats {
 /// Datagrams that can be under way at once in each direction.
 const SESSIONS: usize = 2;
 
+/// Orders at once on CAN; then one per eighth of a cycle.
+pub(crate) const ORDER_BURST: u16 = 2;
+
 /// The master's end of the bus.
 pub struct MasterLink {
     core: Core,

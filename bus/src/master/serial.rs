@@ -53,7 +53,7 @@ pub(super) struct Serial {
 impl Serial {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
-            timing: Timing::of(schedule.kind),
+            timing: Timing::of(schedule),
             parser: Parser::new(),
             beacon_due: false,
             plan: None,
@@ -255,8 +255,7 @@ impl Serial {
             roles,
         };
         let end = now + self.timing.beacon(schedule.seats);
-        let plan =
-            |beacon: &Beacon| Plan::new(schedule.kind, schedule.seats, schedule.cycle, beacon, end);
+        let plan = |beacon: &Beacon| Plan::new(&schedule, beacon, end);
         // One pair keeps asking round; all that fit when there is something to carry.
         if members {
             if now >= self.lively.1 {
@@ -310,7 +309,7 @@ impl Serial {
             let busy = core.has_datagram_of(node);
             if busy {
                 self.lively.0 |= 1 << index;
-                self.lively.1 = now + LIVELY;
+                self.lively.1 = now + LIVELY.max(core.schedule.cycle * 8);
             }
             if busy || self.lively.0 >> index & 1 != 0 {
                 self.turn = index;

@@ -26,6 +26,8 @@ pub(super) struct Can {
     /// Pairs of ranges still to be sent, `from..to`; on FD one stands for all.
     pairs: (u8, u8),
     confirm_due: bool,
+    /// The mailbox with our trip.
+    trip_in: Option<Mailbox>,
     counters: [u8; 16],
     sync: Receiver,
     orders: Receiver,
@@ -46,6 +48,7 @@ impl Can {
             detail: 0,
             pairs: (0, 0),
             confirm_due: false,
+            trip_in: None,
             counters: [0; 16],
             sync: Receiver::Nothing,
             orders: Receiver::Nothing,
@@ -207,6 +210,11 @@ impl Can {
     }
 
     pub(super) fn handle_sent(&mut self, core: &mut Core, now: Instant, mailbox: Mailbox) {
+        if self.trip_in == Some(mailbox) {
+            self.trip_in = None;
+            core.stats.sent += 1;
+            return;
+        }
         if mailbox != Mailbox::Management {
             core.stats.sent += 1;
         }
@@ -254,6 +262,15 @@ impl Can {
         now: Instant,
         mailbox: Mailbox,
     ) -> Option<CanOut> {
+        if self.trip_in == Some(mailbox) {
+            self.trip_in = None;
+        }
+        // Mailboxes are arbitrated by identifier, so a trip goes into whichever is free: behind an
+        // alarm of ours it would wait for those of all others.
+        if let Some(trip) = self.poll_trip(core, now) {
+            self.trip_in = Some(mailbox);
+            return Some(trip);
+        }
         match mailbox {
             Mailbox::Urgent => self.poll_urgent(core, now),
             Mailbox::Cyclic => self.poll_cyclic(core, now),
@@ -267,14 +284,19 @@ impl Can {
         }
     }
 
-    fn poll_urgent(&mut self, core: &mut Core, now: Instant) -> Option<CanOut> {
-        if core.trip && !matches!(core.seat, Seat::Held { .. }) {
-            if core.trip_budget.take(now) {
-                core.trip = false;
-                return self.encode(core, &Message::Trip, None);
-            }
-            core.stats.over_budget += 1;
+    fn poll_trip(&mut self, core: &mut Core, now: Instant) -> Option<CanOut> {
+        if !core.trip || self.trip_in.is_some() || matches!(core.seat, Seat::Held { .. }) {
+            return None;
         }
+        if !core.trip_budget.take(now) {
+            core.stats.over_budget += 1;
+            return None;
+        }
+        core.trip = false;
+        self.encode(core, &Message::Trip, None)
+    }
+
+    fn poll_urgent(&mut self, core: &mut Core, now: Instant) -> Option<CanOut> {
         let node = core.node()?;
         if core.alarms.is_empty() && !core.babbling {
             return None;

@@ -21,7 +21,7 @@ mod serial;
 use crate::budget::Budget;
 use crate::join::{self, Description, PROTOCOL_VERSION};
 use crate::message::*;
-pub(crate) use serial::signal;
+pub(crate) use serial::{RANGING, signal};
 
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
 use crate::{Busy, Schedule};
@@ -297,6 +297,11 @@ impl SlaveLink {
     /// Counters since the start.
     pub fn stats(&self) -> SlaveStats {
         self.core.stats
+    }
+
+    /// What this slave says it can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.core.capabilities
     }
 
     /// The timing in use.

@@ -26,7 +26,7 @@ const TRIP_REPEATS: u8 = 2;
 /// Who was not heard in its first slots keeps away for up to twice as long, and doubles it.
 const UNHEARD: Duration = Duration::from_millis(50);
 /// Ranges are taken so long before the first slot for them.
-const RANGING: Duration = Duration::from_micros(300);
+pub(crate) const RANGING: Duration = Duration::from_micros(300);
 
 pub(super) struct Serial {
     timing: Timing,
@@ -84,7 +84,7 @@ enum Heard {
 impl Serial {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
-            timing: Timing::of(schedule.kind),
+            timing: Timing::of(schedule),
             parser: Parser::new(),
             plan: None,
             state_at: None,
@@ -157,7 +157,7 @@ impl Serial {
 
     fn handle_beacon(&mut self, core: &mut Core, end: Instant, beacon: &Beacon) {
         let schedule = core.schedule;
-        let plan = Plan::new(schedule.kind, schedule.seats, schedule.cycle, beacon, end);
+        let plan = Plan::new(&schedule, beacon, end);
         core.stats.overwritten += u64::from(self.state_at.is_some());
         core.stats.overwritten += u64::from(self.ranges_at.is_some());
         self.leave_superframe();

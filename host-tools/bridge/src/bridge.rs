@@ -64,7 +64,7 @@ pub struct Health {
 enum Fetched {
     Begin { boot: u64, first: u64 },
     Records(Vec<Record>),
-    Status { boot: u64, status: Status },
+    Status { boot: u64, status: Box<Status> },
     Map(Map),
     Trouble(String),
 }
@@ -216,7 +216,7 @@ impl Bridge {
             }
             Fetched::Status { boot, status } => {
                 self.boot = boot;
-                self.status = Some(status);
+                self.status = Some(*status);
                 self.due.status = true;
             }
             Fetched::Map(map) => {
@@ -357,7 +357,13 @@ impl<S: Source> Reader<S> {
                 let _ = self.tell.send(Fetched::Begin { boot, first }).await;
             }
             let boot = self.position.boot();
-            let _ = self.tell.send(Fetched::Status { boot, status }).await;
+            let _ = self
+                .tell
+                .send(Fetched::Status {
+                    boot,
+                    status: Box::new(status),
+                })
+                .await;
         }
         if now >= self.map_at {
             self.map_at = now + MAP;

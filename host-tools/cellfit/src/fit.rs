@@ -665,7 +665,7 @@ impl Fitted {
         let flat = |get: &dyn Fn(&Circuit) -> Vec<f64>| -> Vec<f32> {
             self.circuits
                 .iter()
-                .flat_map(|c| get(c))
+                .flat_map(get)
                 .map(|x| x as f32)
                 .collect()
         };

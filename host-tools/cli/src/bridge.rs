@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::BadInput;
-use crate::broker::runtime;
+use crate::broker::{interrupted, runtime};
 
 /// Arguments of `helio bridge`.
 #[derive(clap::Args)]
@@ -109,7 +109,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         tokio::select! {
             Some(done) = bridges.join_next() => done?,
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            done = interrupted() => done,
         }
     })
 }

@@ -18,6 +18,9 @@ pub struct Args {
     /// Folder with ca.pem, broker.pem and broker.key; made with demonstration certificates if it is not there
     #[arg(long)]
     certs: PathBuf,
+    /// End when standard input does: whoever holds the other end of the pipe has ended, however that came
+    #[arg(long, hide = true)]
+    until_stdin_ends: bool,
 }
 
 /// Runs the command until it is interrupted.
@@ -38,9 +41,36 @@ pub fn run(args: Args) -> Result<()> {
         );
         tokio::select! {
             done = broker.run() => done,
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            done = interrupted() => done,
+            () = stdin_ends(), if args.until_stdin_ends => Ok(()),
         }
     })
+}
+
+/// Waits for Ctrl-C, or for what `kill` and service managers send.
+pub async fn interrupted() -> Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminated = signal(SignalKind::terminate())?;
+        tokio::select! {
+            done = tokio::signal::ctrl_c() => done?,
+            _ = terminated.recv() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}
+
+/// Waits on a thread of its own: a read of standard input cannot be cancelled, and a runtime waits for its own threads.
+async fn stdin_ends() {
+    let (tell, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = tell.send(());
+    });
+    let _ = ended.await;
 }
 
 /// Two workers are enough for everything that the host tools do, and cost little memory.

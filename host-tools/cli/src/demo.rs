@@ -33,11 +33,11 @@ use helio_sim::report::Report;
 use helio_sim::scenario::Scenario;
 use serde::Serialize;
 use tokio::net::UdpSocket;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 
 use crate::BadInput;
-use crate::broker::runtime;
+use crate::broker::{interrupted, runtime};
 use crate::sim::bus;
 
 /// Arguments of `helio demo`.
@@ -255,7 +255,7 @@ async fn live(args: Args, world: World, masters: u32, certs: &Path) -> Result<()
     let end = Duration::from_secs_f64(args.seconds.unwrap_or(1e9).clamp(0.0, 1e9));
     tokio::select! {
         () = tokio::time::sleep(end) => {}
-        done = tokio::signal::ctrl_c() => done?,
+        done = interrupted() => done?,
     }
     stop.store(true, Ordering::Relaxed);
     let seconds = began.elapsed().as_secs_f64();
@@ -355,6 +355,8 @@ struct Broker {
     address: SocketAddr,
     certs: std::path::PathBuf,
     child: Child,
+    /// Ends when this process does, killed or not, and the child ends with it.
+    _alive: Option<ChildStdin>,
     starts: Arc<AtomicU32>,
 }
 
@@ -365,8 +367,10 @@ impl Broker {
             .context("there is no free port on the loopback")?;
         let address = probe.local_addr()?;
         drop(probe);
-        let child = Self::spawn(address, certs)?;
+        let mut child = Self::spawn(address, certs)?;
         Ok(Self {
+            // Waiting for the child would close it.
+            _alive: child.stdin.take(),
             address,
             certs: certs.into(),
             child,
@@ -377,9 +381,10 @@ impl Broker {
     fn spawn(address: SocketAddr, certs: &Path) -> Result<Child> {
         let program = std::env::current_exe().context("this program cannot find itself")?;
         Command::new(program)
-            .args(["broker", "--listen", &address.to_string(), "--certs"])
+            .args(["broker", "--until-stdin-ends", "--listen"])
+            .args([&address.to_string(), "--certs"])
             .arg(certs)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .kill_on_drop(true)
             .spawn()
@@ -396,7 +401,8 @@ impl Broker {
             tracing::warn!("the broker ended ({ended:?}); starting it again");
             tokio::time::sleep(Duration::from_secs(1)).await;
             match Self::spawn(self.address, &self.certs) {
-                Ok(child) => {
+                Ok(mut child) => {
+                    self._alive = child.stdin.take();
                     self.child = child;
                     self.starts.fetch_add(1, Ordering::Relaxed);
                 }

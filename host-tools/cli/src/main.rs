@@ -6,10 +6,15 @@
 //! | 1 | it was tried and failed |
 //! | 2 | the input is wrong: arguments, a file, a port in use; the message says what to change |
 
+mod analyse;
+mod bench;
 mod bridge;
 mod broker;
 mod cell;
 mod demo;
+mod hub;
+mod locate;
+mod map;
 mod replay;
 mod sim;
 
@@ -36,16 +41,29 @@ enum Command {
     Demo(demo::Args),
     /// Run a scenario in virtual time and report.
     Sim(sim::Args),
+    /// Measure what the bus must hold, in virtual time.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
     #[command(subcommand)]
     Replay(replay::Command),
+    /// Locate tags from recorded ranges, and compare with the truth where there is one.
+    Locate(locate::Args),
+    /// Check, calibrate, survey, compare and export anchor maps.
+    #[command(subcommand)]
+    Map(map::Command),
     /// Make a cell's parameter file from test recordings, test an estimator on others, plot.
     #[command(subcommand)]
     Cell(cell::Command),
+    /// Prove from a scenario's bus how late each message can be.
+    #[command(subcommand)]
+    Analyse(analyse::Command),
     /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
     Broker(broker::Args),
+    /// Join firmwares in emulation (native_sim, QEMU) to one RS485 or CAN bus.
+    Hub(hub::Args),
 }
 
 /// An error that the user can mend: exit code 2.
@@ -81,10 +99,15 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Sim(args) => sim::run(args),
+        Command::Bench(command) => bench::run(command),
         Command::Replay(command) => replay::run(command),
+        Command::Locate(args) => locate::run(&args),
+        Command::Map(command) => map::run(&command),
         Command::Cell(command) => cell::run(command),
+        Command::Analyse(command) => analyse::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
+        Command::Hub(args) => hub::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,6 +116,7 @@ fn main() -> ExitCode {
             let bad_input = e.chain().any(|cause| {
                 cause.is::<BadInput>()
                     || cause.is::<helio_sim::scenario::InputError>()
+                    || cause.is::<helio_locate::InputError>()
                     || cause
                         .downcast_ref::<std::io::Error>()
                         .is_some_and(|io| io.kind() == std::io::ErrorKind::AddrInUse)

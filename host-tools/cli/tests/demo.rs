@@ -93,6 +93,13 @@ fn signal(name: &str, pid: u64) {
     assert!(done.expect("kill").success(), "kill -{name} {pid}");
 }
 
+/// A test that waits for ever is one that failed.
+fn wait_until(mut holds: impl FnMut() -> bool) {
+    while !holds() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Status code and body of one GET.
 fn get(url: &str, path: &str) -> (u16, String) {
     let address = url.trim_start_matches("http://").trim_end_matches('/');
@@ -183,6 +190,30 @@ async fn nothing_is_missing_after_the_broker_was_killed() {
     assert_eq!(seen["received"], bridge["taken"], "{ended}");
     assert_eq!(ended["plant"]["racks"][0]["members"], 32);
     assert_eq!(ended["plant"]["racks"][0]["healthy"]["lost"], 0);
+}
+
+#[test]
+fn a_killed_demo_leaves_no_broker_behind() {
+    let mut demo = Demo::start(&["--headless", "--slaves", "2", "--seconds", "600"]);
+    let broker = demo.started["broker"]
+        .as_str()
+        .expect("an address")
+        .to_string();
+    let listens = || TcpStream::connect(&broker).is_ok();
+    wait_until(listens);
+    signal("KILL", demo.child.id().into());
+    demo.child.wait().expect("it was killed");
+    wait_until(|| !listens());
+}
+
+#[test]
+fn a_demo_that_is_told_to_terminate_reports_and_cleans_up() {
+    let demo = Demo::start(&["--headless", "--slaves", "2", "--seconds", "600"]);
+    let certificates = demo.started["certificates"].as_str().expect("a folder");
+    let certificates = std::path::PathBuf::from(certificates);
+    signal("TERM", demo.child.id().into());
+    assert_eq!(demo.ended()["broker_starts"], 1);
+    assert!(!certificates.exists(), "private keys stay behind");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,6 +97,18 @@ pub struct Pack {
     /// Strings of slaves in series that are whole and connected.
     #[serde(default)]
     pub strings_connected: u16,
+    /// Where the main contactors stand: `none`, `open`, `precharging`, `closed`, `opening`, `cooling down` or a fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contactors: Option<String>,
+    /// Voltage behind the contactors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_mv: Option<u32>,
+    /// Power that can be drawn for 2, 10 and 30 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discharge_w: Option<[u32; 3]>,
+    /// Power that can be fed for 2, 10 and 30 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub charge_w: Option<[u32; 3]>,
 }
 
 /// One line of the table of nodes; on the wire an array in this order.

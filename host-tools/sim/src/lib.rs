@@ -3,7 +3,8 @@
 //!
 //! [`World`] runs a [`scenario::Scenario`]; [`replay`] feeds recordings to the slaves' sensors.
 
-pub mod analysis;
+pub mod bench;
+pub mod bounds;
 pub mod files;
 pub mod media;
 pub mod plant;
@@ -11,6 +12,7 @@ pub mod rack;
 pub mod replay;
 pub mod report;
 pub mod scenario;
+pub mod terminals;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,11 +21,11 @@ use helio_battery::CellParams;
 use helio_battery::protection::Limits;
 use helio_bus::Capabilities;
 use helio_master::map::MapAnchor;
-use helio_units::{Duration, Instant, Millivolts, NodeId, Uid};
+use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, Uid};
 
 use files::{Cell, Chemistry, load_cell, load_current, load_map};
 use plant::{Group, Load, Luminaire, Noise, Room, Sensors};
-use rack::{Rack, RackFault, RackPlan, SlavePlan};
+use rack::{Rack, RackCommand, RackFault, RackPlan, SlavePlan};
 use report::Report;
 use scenario::{Hall, InputError, Scenario};
 
@@ -58,15 +60,7 @@ impl World {
             None => Load::Constant(pack.current_a * 1e3),
         };
         let slaves = usize::from(*pack.slaves.get_ref());
-        let map = match &scenario.hall.map {
-            Some(path) => load_map(&file(path.get_ref()))?.anchors,
-            None => grid_map(&scenario.hall, slaves),
-        };
-        check_map(
-            &map,
-            slaves,
-            scenario.hall.map.as_ref().map(|p| file(p.get_ref())),
-        )?;
+        let map = scenario_map(&scenario)?;
         let params = Arc::new(cell.params);
         let masters = *scenario.masters.get_ref();
         let racks = (1..=masters).map(|number| {
@@ -83,6 +77,8 @@ impl World {
                 strings: *pack.strings.get_ref(),
                 cell: cell.params,
                 limits: limits(&cell),
+                contactors: scenario.contactors.as_ref().map(|c| *c.get_ref()),
+                commands: commands(&scenario, number),
                 sample_period: Duration::from_millis(u64::from(*pack.sample_period_ms.get_ref())),
                 crystal_ppm: pack.crystal_ppm,
                 slaves: slaves.collect(),
@@ -152,6 +148,37 @@ impl World {
     }
 }
 
+/// Anchors of a rack: from the scenario's map, or a grid.
+fn scenario_map(scenario: &Scenario) -> Result<Vec<MapAnchor>, InputError> {
+    let slaves = usize::from(*scenario.pack.slaves.get_ref());
+    let path = scenario.hall.map.as_ref();
+    let path = path.map(|path| scenario.dir.join(path.get_ref()));
+    let map = match &path {
+        Some(path) => load_map(path)?.anchors,
+        None => grid_map(&scenario.hall, slaves),
+    };
+    check_map(&map, slaves, path)?;
+    Ok(map)
+}
+
+/// What the slaves of each rack of a scenario can do, in order.
+pub fn capabilities(scenario: &Scenario) -> Result<Vec<Capabilities>, InputError> {
+    let map = scenario_map(scenario)?;
+    let slaves = usize::from(*scenario.pack.slaves.get_ref());
+    Ok((0..slaves)
+        .map(|i| slave_capabilities(scenario, &map, i))
+        .collect())
+}
+
+fn slave_capabilities(s: &Scenario, map: &[MapAnchor], i: usize) -> Capabilities {
+    let mine = map.iter().filter(|a| a.node.index() == i);
+    Capabilities {
+        cells: *s.pack.cells.get_ref(),
+        temps: *s.pack.temps.get_ref(),
+        anchors: mine.map(|a| a.index + 1).max().unwrap_or(0),
+    }
+}
+
 /// Protection of a cell by default.
 pub fn limits(cell: &Cell) -> Limits {
     let capacity_mah = cell.params.capacity_mah() as i32;
@@ -189,19 +216,9 @@ fn plan_slave(
     };
     let cells = *pack.cells.get_ref();
     let noise = Noise::new(seed, 100 + i as u64);
-    let anchors = map
-        .iter()
-        .filter(|a| a.node.index() == i)
-        .map(|a| a.index + 1)
-        .max()
-        .unwrap_or(0);
     SlavePlan {
         uid: uid(number, i),
-        capabilities: Capabilities {
-            cells,
-            temps: *pack.temps.get_ref(),
-            anchors,
-        },
+        capabilities: slave_capabilities(s, map, i),
         group: Group::of_model(
             params.clone(),
             cells,
@@ -286,6 +303,22 @@ fn faults(scenario: &Scenario, number: u32) -> Vec<RackFault> {
         mv: Millivolts(f.mv.unwrap_or(0)),
         share: f.share.unwrap_or(0.0),
         anchor: f.anchor,
+        dc: DeciCelsius((f.temp_c.unwrap_or(0.0) * 10.0).round() as i16),
+        part: f.part,
+    });
+    each.collect()
+}
+
+fn commands(scenario: &Scenario, number: u32) -> Vec<RackCommand> {
+    let mine = scenario
+        .commands
+        .iter()
+        .map(|c| c.get_ref())
+        .filter(|c| c.master == number);
+    let each = mine.map(|c| RackCommand {
+        at: Instant::from_nanos((c.at_s * 1e9) as u64),
+        cmd: c.cmd.clone(),
+        on: c.on,
     });
     each.collect()
 }

@@ -128,7 +128,25 @@ pub struct Group {
     forced: [Option<Millivolts>; MAX_CELLS],
     /// Cells being bled.
     bleeding: u32,
+    /// What the resistors have warmed the board by [K].
+    warmer_k: f64,
+    /// Cells, bit 0 is cell 0, whose wires are broken.
+    open: u32,
+    temps_open: bool,
+    /// Temperatures that a fault makes sensors show.
+    shown: [Option<DeciCelsius>; MAX_TEMPS],
+    current_lost: bool,
+    current_stuck: bool,
+    /// Where it got stuck.
+    stuck_ma: Option<Milliamps>,
+    silent: bool,
+    /// Sum of the cells at the last look [mV], faults of sensors apart.
+    true_mv: f64,
 }
+
+/// A board with its resistors: so many kelvin a watt, after so many seconds.
+const BOARD_K_PER_W: f64 = 4.0;
+const BOARD_S: f64 = 300.0;
 
 /// Current of a bleeding resistor, mA: 4 V over 40 Ω.
 const BLEED_MA: f64 = 100.0;
@@ -171,6 +189,15 @@ impl Group {
             stuck_wanted: 0,
             forced: none,
             bleeding: 0,
+            warmer_k: 0.0,
+            open: 0,
+            temps_open: false,
+            shown: [None; MAX_TEMPS],
+            current_lost: false,
+            current_stuck: false,
+            stuck_ma: None,
+            silent: false,
+            true_mv: 0.0,
         }
     }
 
@@ -192,6 +219,7 @@ impl Group {
                 // whenever the length of its step changes.
                 let dt = Duration::from_millis(now.since(*stepped).as_millis());
                 *stepped += dt;
+                let (mut heat_w, mut sum_mv) = (0.0, 0.0);
                 for (n, (cell, place)) in cells.iter_mut().zip(&mut sample.cells).enumerate() {
                     let bleed = if self.bleeding >> n & 1 == 1 {
                         BLEED_MA
@@ -199,9 +227,14 @@ impl Group {
                         0.0
                     };
                     let mv = cell.step(params, dt, (load_ma + bleed) as f32, temp_c as f32);
+                    heat_w += f64::from(mv) * bleed * 1e-6;
+                    sum_mv += f64::from(mv);
                     *place =
                         millivolts(f64::from(mv) + self.sensors.noise_mv * self.noise.normal());
                 }
+                self.true_mv = sum_mv;
+                let share = 1.0 - (-(dt.as_nanos() as f64) * 1e-9 / BOARD_S).exp();
+                self.warmer_k += share * (heat_w * BOARD_K_PER_W - self.warmer_k);
             }
             Cells::Recording(trace) => {
                 let at = |values: &[f64]| interpolate(&trace.time_s, values, seconds(now));
@@ -223,20 +256,71 @@ impl Group {
                     .map(|held| *held.get_or_insert(place.unwrap_or_default()));
                 *place = held;
             }
+            if self.open >> n & 1 == 1 {
+                *place = None;
+            }
         }
-        for place in sample
-            .temps
-            .iter_mut()
-            .take(usize::from(self.sensors.temps).min(MAX_TEMPS))
-        {
-            *place = Some(DeciCelsius(
-                (temp_c * 10.0 + self.noise.normal()).round() as i16
-            ));
+        let temps = usize::from(self.sensors.temps).min(MAX_TEMPS);
+        for (place, shown) in sample.temps.iter_mut().zip(self.shown).take(temps) {
+            let felt = (temp_c + self.warmer_k) * 10.0 + self.noise.normal();
+            let felt = shown.unwrap_or(DeciCelsius(felt.round() as i16));
+            *place = (!self.temps_open).then_some(felt);
         }
-        sample.current = Some(Milliamps(
-            (current_ma + self.sensors.noise_ma * self.noise.normal()).round() as i32,
-        ));
+        let mut current =
+            Milliamps((current_ma + self.sensors.noise_ma * self.noise.normal()).round() as i32);
+        if self.current_stuck {
+            current = *self.stuck_ma.get_or_insert(current);
+        }
+        sample.current = (!self.current_lost).then_some(current);
         sample
+    }
+
+    /// Whether the measuring chip answers at all.
+    pub fn answers(&self) -> bool {
+        !self.silent
+    }
+
+    /// Sum of the cells at the last look, mV.
+    pub fn true_mv(&self) -> f64 {
+        self.true_mv
+    }
+
+    /// Breaks the wire of a cell, or mends it.
+    pub fn open_cell(&mut self, cell: u8, on: bool) {
+        let bit = 1u32.checked_shl(u32::from(cell)).unwrap_or(0);
+        self.open = if on {
+            self.open | bit
+        } else {
+            self.open & !bit
+        };
+    }
+
+    /// Takes away the temperatures, or gives them back.
+    pub fn open_temps(&mut self, on: bool) {
+        self.temps_open = on;
+    }
+
+    /// Makes a sensor show this, or the truth again.
+    pub fn show_temp(&mut self, sensor: u8, dc: Option<DeciCelsius>) {
+        if let Some(place) = self.shown.get_mut(usize::from(sensor)) {
+            *place = dc;
+        }
+    }
+
+    /// Takes away the current, or gives it back.
+    pub fn lose_current(&mut self, on: bool) {
+        self.current_lost = on;
+    }
+
+    /// Freezes the current, or lets it go.
+    pub fn stick_current(&mut self, on: bool) {
+        self.current_stuck = on;
+        self.stuck_ma = None;
+    }
+
+    /// Silences the measuring chip, or not.
+    pub fn silence(&mut self, on: bool) {
+        self.silent = on;
     }
 
     /// Which cells the slave bleeds.
@@ -452,6 +536,9 @@ impl Clock {
 
     /// The first moment at which the crystal shows `local` or later.
     pub fn global(self, local: Instant) -> Instant {
+        if local == Instant::MAX {
+            return local; // never
+        }
         let l = local.as_nanos();
         // Wrong by the drift of the drift, which is a few nanoseconds in an hour.
         let mut t = l.saturating_add_signed(-self.drift(l));

@@ -13,23 +13,27 @@
 //! and knows no other time; the bus and the master keep the world's.
 
 use helio_battery::CellParams;
-use helio_battery::protection::Limits;
+use helio_battery::power::PowerLimits;
+use helio_battery::protection::{Kind, Limits, Severity};
 use helio_bus::{BusKind, Capabilities, Mailbox, Ranges, Schedule, slave_accepts};
+use helio_master::contactor::{ContactorConfig, ContactorEvent, Drive};
 use helio_master::map::MapAnchor;
 use helio_master::pack::Topology;
 use helio_master::telemetry::{Event, Record, What};
-use helio_master::{CLASSES, Master, MasterConfig, northbound};
+use helio_master::{CLASSES, Master, MasterConfig, PackControl, northbound};
 use helio_slave::{Slave, SlaveConfig, SlaveOutput};
-use helio_units::{Duration, Instant, Millivolts, NodeId, TagId, Uid};
+use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, TagId, Uid};
 
 use crate::media::Port;
 use crate::media::can::{CanBus, CanEvent, CanTiming};
 use crate::media::rs485::{Line, LineEvent, LineTiming};
 use crate::plant::{Clock, Group, Load, Noise, Room, distance, seconds};
 use crate::report::{
-    Affected, Estimates, Happening, Histogram, Latency, Loss, RackReport, Trips, quantile,
+    Affected, ContactorFigures, Estimates, Happening, Histogram, Latency, Loss, RackReport, Trips,
+    quantile,
 };
 use crate::scenario::FaultKind;
+use crate::terminals::{Link, Part, Parts};
 
 /// Seats of a simulated master.
 pub const SEATS: usize = 127;
@@ -53,6 +57,10 @@ pub struct RackPlan {
     pub cell: CellParams,
     /// Protection of every slave.
     pub limits: Limits,
+    /// Main contactors, if there are any.
+    pub contactors: Option<Parts>,
+    /// What is ordered, in any order.
+    pub commands: Vec<RackCommand>,
     /// Time between samples.
     pub sample_period: Duration,
     /// Crystals differ by up to this.
@@ -102,6 +110,21 @@ pub struct RackFault {
     pub share: f64,
     /// Anchor; `None`: all of the slave.
     pub anchor: Option<u8>,
+    /// Temperature.
+    pub dc: DeciCelsius,
+    /// Contact.
+    pub part: Option<Part>,
+}
+
+/// An operator's order to this rack.
+#[derive(Clone, Debug)]
+pub struct RackCommand {
+    /// When.
+    pub at: Instant,
+    /// As in the northbound interface.
+    pub cmd: String,
+    /// Switch.
+    pub on: Option<bool>,
 }
 
 enum Medium {
@@ -181,6 +204,10 @@ pub struct Rack {
     /// When each unit wants to be called; apart from the units, because it is looked at all the time.
     due: Vec<Instant>,
     closed: Vec<bool>,
+    link: Option<Link>,
+    next_link: Instant,
+    /// Soonest last.
+    commands: Vec<RackCommand>,
     load: Load,
     room: Room,
     noise: Noise,
@@ -201,6 +228,7 @@ struct Settings {
     schedule: Schedule,
     per_string: usize,
     master: MasterConfig,
+    control: PackControl,
     map: Vec<MapAnchor>,
     tags: Vec<TagId>,
     /// Who belongs on which seat, in order.
@@ -303,11 +331,19 @@ impl Rack {
                 .filter_map(|f| Some((f.until?, false, f.clone()))),
         );
         timeline.sort_by_key(|(at, begins, _)| core::cmp::Reverse((*at, !*begins)));
+        let control = PackControl {
+            contactors: plan.contactors.map(|_| ContactorConfig::default()),
+            power: power_limits(&plan.limits),
+            ..PackControl::new(&plan.cell)
+        };
+        let mut commands = plan.commands;
+        commands.sort_by_key(|c| core::cmp::Reverse(c.at));
         let settings = Settings {
             number: plan.number,
             schedule,
             per_string: units.len() / usize::from(plan.strings).max(1),
             master: config,
+            control,
             map: plan.map,
             tags,
             roster: units
@@ -327,6 +363,9 @@ impl Rack {
             master_due: Instant::ZERO,
             master_alive: true,
             closed: vec![false; strings],
+            link: plan.contactors.map(Link::new),
+            next_link: Instant::ZERO,
+            commands,
             load: plan.load,
             room: plan.room,
             noise,
@@ -383,6 +422,12 @@ impl Rack {
             if let Some((at, ..)) = self.faults.last() {
                 now = now.min(*at);
             }
+            if let Some(command) = self.commands.last() {
+                now = now.min(command.at);
+            }
+            if self.link.is_some() {
+                now = now.min(self.next_link);
+            }
             now = self.due.iter().fold(now, |now, &due| now.min(due));
             if now > end {
                 self.now = self.now.max(end);
@@ -400,6 +445,15 @@ impl Rack {
             if let Some((_, begins, fault)) = self.faults.pop() {
                 self.apply(&fault, begins);
             }
+        }
+        while self.commands.last().is_some_and(|c| c.at <= now) {
+            if let Some(command) = self.commands.pop() {
+                self.order(&command);
+            }
+        }
+        if self.link.is_some() && now >= self.next_link {
+            self.next_link = now + LINK_PERIOD;
+            self.measure_link();
         }
         if now >= self.next_second {
             self.next_second = now + Duration::from_secs(1);
@@ -421,6 +475,73 @@ impl Rack {
                 let local = unit.local(now);
                 unit.core.handle_timeout(local);
                 self.drain(i);
+            }
+        }
+    }
+
+    /// Carries out an operator's order as it would come from a client.
+    fn order(&mut self, command: &RackCommand) {
+        if !self.master_alive {
+            return;
+        }
+        let (now, on) = (self.now, command.on.unwrap_or(false));
+        match command.cmd.as_str() {
+            "gate" => self.master.set_gate(now, on),
+            "balance" => self.master.set_balance(on),
+            // The queue of orders is empty at the moment between two cycles; if not, the operator would have to repeat it, too.
+            _ => drop(self.master.clear(now, None)),
+        }
+        self.drain_master();
+    }
+
+    /// Voltage of the strings that conduct, and how many do.
+    fn strings_mv(&self) -> (Option<f64>, usize) {
+        let per = self.plan.per_string.max(1);
+        let strings = self.closed.iter().zip(self.units.chunks(per));
+        let closed = strings.filter(|(closed, _)| **closed);
+        let (sum, n) = closed.fold((0.0, 0), |(sum, n), (_, units)| {
+            (
+                sum + units.iter().map(|u| u.group.true_mv()).sum::<f64>(),
+                n + 1,
+            )
+        });
+        ((n > 0).then(|| sum / n as f64), n)
+    }
+
+    /// Lets the link live until now and tells the master what its sensors show.
+    fn measure_link(&mut self) {
+        self.advance_link();
+        let (pack_mv, _) = self.strings_mv();
+        if let Some(link) = &self.link
+            && self.master_alive
+        {
+            self.master
+                .handle_terminals(self.now, &link.terminals(pack_mv));
+            self.drain_master();
+        }
+    }
+
+    fn advance_link(&mut self) {
+        let (pack_mv, conducting) = self.strings_mv();
+        let allowed = self.master_alive && self.master.load_allowed();
+        let load_ma = if allowed {
+            self.load.at(self.now) * self.closed.len() as f64
+        } else {
+            0.0
+        };
+        if let Some(link) = &mut self.link {
+            link.advance(self.now, pack_mv, conducting, load_ma);
+        }
+    }
+
+    /// Current through one string, mA.
+    fn string_ma(&self, string: usize) -> f64 {
+        let conducts = self.closed.get(string).copied().unwrap_or(false);
+        match &self.link {
+            _ if !conducts => 0.0,
+            None => self.load.at(self.now),
+            Some(link) => {
+                link.current_ma() / self.closed.iter().filter(|c| **c).count().max(1) as f64
             }
         }
     }
@@ -588,6 +709,13 @@ impl Rack {
             self.master_due = Instant::MAX;
             return;
         }
+        if let Some(drive) = self.master.poll_drive() {
+            self.advance_link();
+            if let Some(link) = &mut self.link {
+                link.set_drive(drive);
+            }
+            self.advance_link();
+        }
         match &mut self.bus {
             Medium::Can(can) => {
                 for mailbox in MAILBOXES {
@@ -664,6 +792,7 @@ impl Rack {
     fn drain(&mut self, i: usize) {
         let now = self.now;
         let string = (i / self.plan.per_string.max(1)).min(self.closed.len().saturating_sub(1));
+        let load_ma = self.string_ma(string);
         let Some(unit) = self.units.get_mut(i).filter(|u| u.alive) else {
             return;
         };
@@ -677,9 +806,8 @@ impl Rack {
                 }
                 SlaveOutput::Balance(mask) => unit.group.set_bleeding(mask),
                 SlaveOutput::Light(mask) => unit.lit = mask,
+                SlaveOutput::SampleNow if !unit.group.answers() => {}
                 SlaveOutput::SampleNow => {
-                    let conducts = self.closed.get(string).copied().unwrap_or(false);
-                    let load_ma = if conducts { self.load.at(now) } else { 0.0 };
                     let sample = unit.group.sample(now, load_ma);
                     unit.sampled_at = now;
                     unit.core.handle_sample(local, &sample);
@@ -788,39 +916,41 @@ impl Rack {
     fn apply(&mut self, fault: &RackFault, begins: bool) {
         let now = self.now;
         let all = 0..self.units.len();
-        let chosen = fault.slave.map_or(all, |i| i..i + 1);
+        let chosen = match fault.slave {
+            _ if fault.kind.is_of_master() => 0..0,
+            Some(i) => i..i + 1,
+            None => all,
+        };
         for i in chosen.clone() {
             let Some(unit) = self.units.get_mut(i) else {
                 continue;
             };
             let name = fault.kind.name();
             let what = if begins { "fault" } else { "fault-end" };
-            if fault.kind != FaultKind::MasterDead {
-                unit.faulty = true;
-                unit.fault_at = begins.then_some(now);
-                self.stats.happenings.push(Happening {
-                    at_s: seconds(now),
-                    master: self.plan.number,
-                    what,
-                    node: unit.seat.map(NodeId::get),
-                    uid: Some(unit.config.uid.to_string()),
-                    text: name.to_string(),
-                });
-                if begins && let Some(seat) = unit.seat {
-                    self.stats.affected.push((
-                        i,
-                        Affected {
-                            master: self.plan.number,
-                            node: seat.get(),
-                            fault: name,
-                            fault_at_s: seconds(now),
-                            isolated_at_s: None,
-                            isolated_after_ms: None,
-                            rejoined_at_s: None,
-                            reconnected_at_s: None,
-                        },
-                    ));
-                }
+            unit.faulty = true;
+            unit.fault_at = begins.then_some(now);
+            self.stats.happenings.push(Happening {
+                at_s: seconds(now),
+                master: self.plan.number,
+                what,
+                node: unit.seat.map(NodeId::get),
+                uid: Some(unit.config.uid.to_string()),
+                text: name.to_string(),
+            });
+            if begins && let Some(seat) = unit.seat {
+                self.stats.affected.push((
+                    i,
+                    Affected {
+                        master: self.plan.number,
+                        node: seat.get(),
+                        fault: name,
+                        fault_at_s: seconds(now),
+                        isolated_at_s: None,
+                        isolated_after_ms: None,
+                        rejoined_at_s: None,
+                        reconnected_at_s: None,
+                    },
+                ));
             }
             match (fault.kind, begins) {
                 (FaultKind::SlaveDead | FaultKind::ModuleSwapped, true) => self.power_off(i),
@@ -851,10 +981,37 @@ impl Rack {
                         .filter(same)
                         .for_each(|l| l.blocked = on);
                 }
-                (FaultKind::MasterDead, _) => {}
+                (FaultKind::CellOpen, on) => unit.group.open_cell(fault.cell, on),
+                (FaultKind::TemperatureOpen, on) => unit.group.open_temps(on),
+                (FaultKind::Temperature, on) => {
+                    unit.group.show_temp(fault.cell, on.then_some(fault.dc))
+                }
+                (FaultKind::CurrentLost, on) => unit.group.lose_current(on),
+                (FaultKind::CurrentStuck, on) => unit.group.stick_current(on),
+                (FaultKind::SensorsSilent, on) => unit.group.silence(on),
+                (
+                    FaultKind::MasterDead
+                    | FaultKind::ContactorWelded
+                    | FaultKind::ContactorStuck
+                    | FaultKind::LinkShort,
+                    _,
+                ) => {}
             }
         }
-        if fault.kind == FaultKind::MasterDead {
+        if fault.kind.is_of_master() && self.link.is_some() {
+            self.advance_link();
+        }
+        if let Some(link) = &mut self.link {
+            match (fault.kind, fault.part) {
+                (FaultKind::ContactorWelded, Some(part)) => link.weld(part, begins),
+                (FaultKind::ContactorStuck, Some(part)) => link.stick(part, begins),
+                (FaultKind::LinkShort, _) => link.short(begins),
+                // Coils of a master that is dead are not fed.
+                (FaultKind::MasterDead, _) => link.set_drive(Drive::default()),
+                _ => {}
+            }
+        }
+        if fault.kind.is_of_master() {
             self.stats.happenings.push(Happening {
                 at_s: seconds(now),
                 master: self.plan.number,
@@ -863,6 +1020,9 @@ impl Rack {
                 uid: None,
                 text: fault.kind.name().to_string(),
             });
+            if fault.kind != FaultKind::MasterDead {
+                return;
+            }
             self.master_alive = !begins;
             if begins {
                 self.bus.kill(now, self.master_port);
@@ -967,7 +1127,39 @@ impl Rack {
                 master_max_us: us(self.stats.master_max_ns),
             },
             estimates,
+            contactors: self.contactor_figures(),
         }
+    }
+
+    fn contactor_figures(&self) -> Option<ContactorFigures> {
+        let (link, contactors) = (self.link.as_ref()?, self.master.contactors()?);
+        let closed = |h: &&Happening| h.what == "contactors-closed";
+        Some(ContactorFigures {
+            state: contactors.state().name(),
+            closed_at_s: self.stats.happenings.iter().find(closed).map(|h| h.at_s),
+            inrush_max_a: link.inrush_max_a,
+            openings_under_load: contactors.openings_under_load(),
+        })
+    }
+}
+
+/// How often voltages and current are measured at the master's contactors.
+const LINK_PERIOD: Duration = Duration::from_millis(5);
+
+/// What is promised stays clear of what the slaves' protection would ask to derate.
+fn power_limits(limits: &Limits) -> PowerLimits {
+    let threshold = |kind, severity| {
+        limits
+            .rule(kind, severity)
+            .map_or(0.0, |r| r.threshold as f32)
+    };
+    PowerLimits {
+        min_mv: threshold(Kind::CellUndervoltage, Severity::Derate),
+        max_mv: threshold(Kind::CellOvervoltage, Severity::Warn),
+        discharge_ma: threshold(Kind::OvercurrentDischarge, Severity::Warn),
+        charge_ma: threshold(Kind::OvercurrentCharge, Severity::Warn),
+        min_soc: 0.02,
+        max_soc: 1.0,
     }
 }
 
@@ -976,6 +1168,7 @@ const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Mana
 impl Settings {
     fn new_master(&self) -> Box<SimMaster> {
         let mut master = Box::new(SimMaster::new(self.master.clone()));
+        master.control_pack(self.control);
         // A map that the loader accepted is accepted here.
         let _ = master.load_map(1, &self.map);
         master.set_tags(&self.tags);
@@ -991,6 +1184,11 @@ fn note(stats: &mut Stats, units: &[Unit], number: u32, at: Instant, event: &Eve
     let at_s = seconds(at);
     let what = northbound::what(event.what);
     let mut text = String::new();
+    if let What::Contactors(ContactorEvent::Retrying(fault) | ContactorEvent::Failed(fault)) =
+        event.what
+    {
+        text = fault.name().to_string();
+    }
     if let Some(alarm) = event.alarm {
         let state = if alarm.active { "active" } else { "over" };
         let severity = northbound::severity(alarm.severity);

@@ -131,6 +131,8 @@ impl BatteryReplay<'_> {
             strings: 1,
             cell: cell.params,
             limits: limits(&cell),
+            contactors: None,
+            commands: Vec::new(),
             sample_period: Duration::from_millis(10),
             crystal_ppm: 50.0,
             slaves: vec![SlavePlan {
@@ -335,6 +337,8 @@ impl PositionReplay<'_> {
             strings: 1,
             cell: helio_battery::defaults::NMC_5000MAH,
             limits: helio_battery::protection::Limits::nmc(5_000),
+            contactors: None,
+            commands: Vec::new(),
             sample_period: Duration::from_millis(10),
             crystal_ppm: 50.0,
             slaves: slaves.collect(),

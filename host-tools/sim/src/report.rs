@@ -149,6 +149,20 @@ pub struct Estimates {
     pub position_p95_mm: Option<f64>,
 }
 
+/// What became of the main contactors.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ContactorFigures {
+    /// Where they stand at the end.
+    pub state: &'static str,
+    /// When the load was first fed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_at_s: Option<f64>,
+    /// Largest current at the moment at which a pole closed onto the link.
+    pub inrush_max_a: f64,
+    /// Openings with more current than a contactor bears for long.
+    pub openings_under_load: u32,
+}
+
 /// One rack.
 #[derive(Clone, Debug, Serialize)]
 pub struct RackReport {
@@ -172,6 +186,9 @@ pub struct RackReport {
     pub trips: Trips,
     /// Estimates.
     pub estimates: Estimates,
+    /// The main contactors, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contactors: Option<ContactorFigures>,
 }
 
 /// All of it.
@@ -252,6 +269,14 @@ impl Report {
                 opt(trips.reaction_max_us, "us"),
                 opt(trips.master_max_us, "us")
             )?;
+            if let Some(c) = &r.contactors {
+                let at = opt(c.closed_at_s, "s");
+                writeln!(
+                    t,
+                    "  contactors: {}, load first fed at {at}, inrush at most {:.1} A, opened under load {} times",
+                    c.state, c.inrush_max_a, c.openings_under_load
+                )?;
+            }
             let e = &r.estimates;
             writeln!(
                 t,

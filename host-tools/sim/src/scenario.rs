@@ -9,6 +9,8 @@ use helio_bus::BusKind;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::terminals::{Part, Parts};
+
 /// A scenario as read from its file, checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +34,11 @@ pub struct Scenario {
     /// Anchors and tags of each rack.
     #[serde(default)]
     pub hall: Hall,
+    /// Main contactors, precharge and link of each rack; without it the slaves' gates are all there is.
+    pub contactors: Option<Spanned<Parts>>,
+    /// What an operator orders.
+    #[serde(default, rename = "command")]
+    pub commands: Vec<Spanned<Command>>,
     /// What breaks.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Spanned<Fault>>,
@@ -178,7 +185,29 @@ pub struct Fault {
     pub share: Option<f64>,
     /// Which anchor of the slave, from 0 (anchor-blocked).
     pub anchor: Option<u8>,
+    /// Temperature that a sensor shows (temperature).
+    pub temp_c: Option<f64>,
+    /// Which contact (contactor-welded, contactor-stuck).
+    pub part: Option<Part>,
 }
+
+/// Something that an operator orders at a given time.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Virtual time.
+    pub at_s: f64,
+    /// Which rack, from 1.
+    #[serde(default = "first_rack")]
+    pub master: u32,
+    /// A command of the northbound interface that concerns the whole: `gate`, `balance`, `clear`.
+    pub cmd: String,
+    /// Switch (gate, balance).
+    pub on: Option<bool>,
+}
+
+/// Commands that a scenario may give.
+pub const COMMANDS: [&str; 3] = ["gate", "balance", "clear"];
 
 fn first_rack() -> u32 {
     1
@@ -204,6 +233,24 @@ pub enum FaultKind {
     AnchorBlocked,
     /// The master stops.
     MasterDead,
+    /// The wire of a cell breaks: no valid measurement of it.
+    CellOpen,
+    /// All temperatures of a slave are not measured any more.
+    TemperatureOpen,
+    /// A sensor shows `temp_c` (`cell` is its number).
+    Temperature,
+    /// The current is not measured any more.
+    CurrentLost,
+    /// The current stays where it is.
+    CurrentStuck,
+    /// The measuring chip gives no more answers.
+    SensorsSilent,
+    /// A contact of the master's contactors conducts for good.
+    ContactorWelded,
+    /// A contact of the master's contactors does not close.
+    ContactorStuck,
+    /// The link is shorted.
+    LinkShort,
 }
 
 impl FaultKind {
@@ -218,7 +265,24 @@ impl FaultKind {
             Self::ModuleSwapped => "module-swapped",
             Self::AnchorBlocked => "anchor-blocked",
             Self::MasterDead => "master-dead",
+            Self::CellOpen => "cell-open",
+            Self::TemperatureOpen => "temperature-open",
+            Self::Temperature => "temperature",
+            Self::CurrentLost => "current-lost",
+            Self::CurrentStuck => "current-stuck",
+            Self::SensorsSilent => "sensors-silent",
+            Self::ContactorWelded => "contactor-welded",
+            Self::ContactorStuck => "contactor-stuck",
+            Self::LinkShort => "link-short",
         }
+    }
+
+    /// Whether it breaks something at the master and not at a slave.
+    pub fn is_of_master(self) -> bool {
+        matches!(
+            self,
+            Self::MasterDead | Self::ContactorWelded | Self::ContactorStuck | Self::LinkShort
+        )
     }
 }
 
@@ -380,6 +444,39 @@ impl Scenario {
         let most = u16::from(slaves) * 16;
         within("anchors", &self.hall.anchors, 0..=most)?;
         within("tags", &self.hall.tags, 0..=64)?;
+        if let Some(contactors) = &self.contactors
+            && let Some(name) = contactors.get_ref().wrong()
+        {
+            wrong(
+                contactors,
+                format!("{name} must be above 0; correct it or leave it out"),
+            )?;
+        }
+        for command in &self.commands {
+            let c = command.get_ref();
+            if !(c.at_s >= 0.0 && (1..=*self.masters.get_ref()).contains(&c.master)) {
+                wrong(
+                    command,
+                    "command: at_s must be 0 or more and master one that there is".to_string(),
+                )?;
+            }
+            if !COMMANDS.contains(&c.cmd.as_str()) {
+                let names = COMMANDS.join(", ");
+                wrong(
+                    command,
+                    format!(
+                        "there is no command \"{}\" here; choose one of {names}",
+                        c.cmd
+                    ),
+                )?;
+            }
+            if c.cmd != "clear" && c.on.is_none() {
+                wrong(
+                    command,
+                    format!("command {} needs on = true or false", c.cmd),
+                )?;
+            }
+        }
         for fault in &self.faults {
             let f = fault.get_ref();
             let name = f.kind.name();
@@ -399,7 +496,34 @@ impl Scenario {
                     ),
                 )?;
             }
-            let needs_slave = !matches!(f.kind, FaultKind::MasterDead | FaultKind::FrameLoss);
+            let needs_slave = !f.kind.is_of_master() && f.kind != FaultKind::FrameLoss;
+            if f.kind.is_of_master() && f.kind != FaultKind::MasterDead && self.contactors.is_none()
+            {
+                wrong(
+                    fault,
+                    format!("fault {name} needs contactors; add a table [contactors]"),
+                )?;
+            }
+            if matches!(
+                f.kind,
+                FaultKind::ContactorWelded | FaultKind::ContactorStuck
+            ) && f.part.is_none()
+            {
+                wrong(
+                    fault,
+                    format!(
+                        "fault {name} needs part = \"negative\", \"precharge\" or \"positive\""
+                    ),
+                )?;
+            }
+            if f.kind == FaultKind::Temperature
+                && !f.temp_c.is_some_and(|t| (-100.0..=300.0).contains(&t))
+            {
+                wrong(
+                    fault,
+                    format!("fault {name} needs temp_c, what the sensor shows, from -100 to 300"),
+                )?;
+            }
             match f.slave {
                 None if needs_slave => {
                     wrong(fault, format!("fault {name} needs slave = 1 to {slaves}"))?
@@ -412,7 +536,10 @@ impl Scenario {
                 }
                 _ => {}
             }
-            let needs_cell = matches!(f.kind, FaultKind::SensorStuck | FaultKind::CellOverVoltage);
+            let needs_cell = matches!(
+                f.kind,
+                FaultKind::SensorStuck | FaultKind::CellOverVoltage | FaultKind::CellOpen
+            );
             let cells = *pack.cells.get_ref();
             if needs_cell && f.cell.is_none_or(|c| c >= cells) {
                 wrong(
@@ -481,6 +608,34 @@ mod tests {
             (
                 "[[fault]]\nat_s = 1\nkind = \"frame-loss\"\n",
                 "needs share, from 0 to 1",
+            ),
+            (
+                "[[fault]]\nat_s = 1\nkind = \"link-short\"\n",
+                "needs contactors; add a table [contactors]",
+            ),
+            (
+                "[contactors]\n[[fault]]\nat_s = 1\nkind = \"contactor-welded\"\n",
+                "needs part = \"negative\"",
+            ),
+            (
+                "[contactors]\nlink_mf = 0\n",
+                "x.toml:3: link_mf must be above 0",
+            ),
+            (
+                "[[fault]]\nat_s = 1\nkind = \"temperature\"\nslave = 1\n",
+                "needs temp_c, what the sensor shows",
+            ),
+            (
+                "[[command]]\nat_s = 1\ncmd = \"explode\"\n",
+                "there is no command \"explode\" here; choose one of gate, balance, clear",
+            ),
+            (
+                "[[command]]\nat_s = 1\ncmd = \"gate\"\n",
+                "command gate needs on = true or false",
+            ),
+            (
+                "[[command]]\nat_s = -1\ncmd = \"clear\"\n",
+                "at_s must be 0 or more",
             ),
         ];
         for (body, expected) in cases {

@@ -248,3 +248,114 @@ fn a_fault_stays_in_its_rack() {
     }
     assert_came_back(only_affected(&report, 1, 5));
 }
+
+/// What the contactors did, in order, with the second in which it was.
+fn contactor_story(report: &Report) -> Vec<(&'static str, f64, &str)> {
+    let own = |h: &&Happening| h.what.starts_with("contactors") || h.what == "precharging";
+    let all = report.happenings.iter().filter(own);
+    all.map(|h| (h.what, h.at_s, h.text.as_str())).collect()
+}
+
+fn names<'a>(story: &[(&'a str, f64, &str)]) -> Vec<&'a str> {
+    story.iter().map(|(what, ..)| *what).collect()
+}
+
+#[test]
+fn the_load_is_fed_without_an_inrush_keeps_one_string_and_loses_the_last() {
+    let report = run(load("precharge"));
+    assert_healthy(&report);
+    let story = contactor_story(&report);
+    assert_eq!(
+        names(&story),
+        [
+            "precharging",
+            "contactors-closed",
+            "contactors-opened",
+            "precharging",
+            "contactors-closed",
+            "contactors-dropped"
+        ],
+        "{story:?}"
+    );
+    let figures = report.racks[0].contactors.expect("there are contactors");
+    assert_eq!(figures.state, "open");
+    // 4 slaves with 16 cells: 3 % of 250 V over 0.25 Ohm; onto an empty link it would be 1000 A.
+    assert!(figures.inrush_max_a < 35.0, "{figures:?}");
+    let (_, dropped, _) = story[5];
+    assert!((20.004..20.1).contains(&dropped), "{dropped}");
+    assert_eq!(report.racks[0].trips.count, 2);
+}
+
+#[test]
+fn a_welded_contactor_is_found_at_the_next_opening_and_again_until_it_is_mended() {
+    let report = run(load("welded-contactor"));
+    let story = contactor_story(&report);
+    assert_eq!(
+        names(&story),
+        [
+            "precharging",
+            "contactors-closed",
+            "contactors-failed",
+            "contactors-failed",
+            "precharging",
+            "contactors-closed"
+        ],
+        "{story:?}"
+    );
+    for (_, at, text) in &story[2..4] {
+        assert_eq!(
+            *text, "positive contactor or precharge relay welded",
+            "at {at}"
+        );
+    }
+    assert!(story[2].1 < 9.0 && story[4].1 > 21.0, "{story:?}");
+    assert_eq!(report.racks[0].trips.count, 0);
+}
+
+#[test]
+fn a_shorted_link_is_tried_three_times_and_then_left_alone() {
+    let report = run(load("link-short"));
+    let story = contactor_story(&report);
+    let of = |what: &str| story.iter().filter(|(w, ..)| *w == what).count();
+    assert_eq!(
+        (
+            of("contactors-retry"),
+            of("contactors-failed"),
+            of("contactors-closed")
+        ),
+        (2, 1, 1),
+        "{story:?}"
+    );
+    let short = |(what, _, text): &&(&str, f64, &str)| {
+        *what == "contactors-failed" && *text == "short circuit at the link"
+    };
+    assert!(story.iter().any(|s| short(&s)), "{story:?}");
+    let figures = report.racks[0].contactors.expect("there are contactors");
+    assert!(figures.closed_at_s.is_some_and(|t| t > 22.0) && figures.inrush_max_a < 35.0);
+}
+
+#[test]
+fn each_sensor_fault_ends_as_the_table_says_and_stays_with_its_slave() {
+    let report = run(load("sensor-faults"));
+    assert_healthy(&report);
+    assert_eq!(report.racks[0].trips.count, 6);
+    let expected = [
+        (1, "trip: cell wire open"),
+        (2, "trip: temperature sensor open"),
+        (3, "trip: over-temperature, discharging"),
+        (4, "trip: current sensor lost"),
+        (5, "trip: stale data"),
+        (6, "trip: cell over-voltage"),
+    ];
+    for (node, alarm) in expected {
+        let found =
+            |h: &&Happening| h.what == "alarm" && h.node == Some(node) && h.text.starts_with(alarm);
+        assert!(
+            report.happenings.iter().any(|h| found(&h)),
+            "slave {node}: {alarm}"
+        );
+    }
+    let spared =
+        |h: &&Happening| h.node == Some(7) && (h.what == "isolated" || h.text.starts_with("trip"));
+    assert!(!report.happenings.iter().any(|h| spared(&h)));
+}

@@ -11,6 +11,7 @@ pub fn helio() -> Command {
 }
 
 /// A path from the root of the repository.
+#[allow(dead_code, reason = "not every file of tests needs what is shipped")]
 pub fn shipped(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../..")

@@ -1,0 +1,89 @@
+//! Master on Zephyr: feeds the core with what bus and clients say, sends what it answers.
+//!
+//! ```text
+//! wake: driver or deadline --> bus: Master::handle_* --> poll_serial or poll_can: the bus
+//!   ^                      --> clients: handle_smp   --> poll_smp: answers of slaves
+//!   '------------- wait_until(poll_timeout), watchdog fed ------------'
+//! ```
+//!
+//! One thread, no heap, no decision: what may be decided is in `helio_master`.
+#![no_std]
+#![deny(unsafe_code)]
+
+mod bus;
+mod clients;
+mod config;
+
+use bus::Bus;
+use clients::Clients;
+use helio_master::Master;
+use helio_units::{Duration, Instant};
+use static_cell::StaticCell;
+use zephyr::printkln;
+use zephyr_shell::{Peripherals, now};
+
+/// The core with as many seats and records as this image has memory for.
+pub type Core = Master<{ config::SEATS }, { config::RECORDS }>;
+
+/// Called by zephyr-lang-rust's `main`.
+#[allow(
+    unsafe_code,
+    reason = "the symbol that zephyr-lang-rust calls, defined once"
+)]
+#[unsafe(no_mangle)]
+extern "C" fn rust_main() {
+    match start() {
+        Ok(never) => match never {},
+        Err(reason) => printkln!("heliograph master: {}", reason),
+    }
+}
+
+fn start() -> Result<core::convert::Infallible, &'static str> {
+    static MASTER: StaticCell<Core> = StaticCell::new();
+    static CLIENTS: StaticCell<Clients> = StaticCell::new();
+    let mut parts = Peripherals::take()
+        .ok_or("started twice")?
+        .map_err(|_| "an output of the heliograph,node does not start")?;
+    let schedule = config::schedule();
+    printkln!(
+        "heliograph master: {} seats, {}, cycle {} us",
+        schedule.seats,
+        schedule.kind.name(),
+        schedule.cycle.as_micros()
+    );
+    let master = MASTER.init_with(|| Master::new(config::master(schedule)));
+    let clients = CLIENTS.init_with(Clients::new);
+    let bus = Bus::start(&mut parts)?;
+    parts
+        .northbound
+        .start()
+        .map_err(|_| "the northbound UART does not start")?;
+    if parts.watchdog.start(config::WATCHDOG).is_err() {
+        printkln!("heliograph master: no watchdog on this board");
+    }
+    run(master, parts, bus, clients)
+}
+
+fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {
+    // A loop that sleeps longer than this would look hung to the watchdog.
+    let longest = Duration::from_nanos(config::WATCHDOG.as_nanos() / 4);
+    let mut told = 0;
+    loop {
+        bus.receive(&mut parts, master);
+        master.handle_timeout(now());
+        bus.transmit(&mut parts, master);
+        clients.serve(&mut parts, master);
+        bus.transmit(&mut parts, master);
+        let members = (1..=127)
+            .filter_map(helio_units::NodeId::new)
+            .filter(|n| master.link().member(*n).is_some())
+            .count();
+        if told != members {
+            told = members;
+            printkln!("heliograph master: {} members", members);
+        }
+        parts.watchdog.feed();
+        let due = master.poll_timeout().unwrap_or(Instant::MAX);
+        bus.wait_until(due.min(now() + longest));
+    }
+}

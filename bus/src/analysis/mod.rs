@@ -1,0 +1,953 @@
+//! How late each message can be, and whether a rack fits its bus: the same arithmetic for the
+//! master, which refuses a slave too many, for `helio analyse bus` and for the simulator, which
+//! compares it with what it saw.
+//!
+//! [`Analysis::new`] takes the schedule, who is on the bus and what is assumed of the world;
+//! [`Analysis::bounds`] has a bound per kind of message, [`Analysis::fits`] the verdict.
+//!
+//! ```text
+//! CAN    SYNC |<- jitter ->| queued, waits for one frame under way and all more urgent ones, sent |
+//!        event                                                                         response ---'
+//! RS485  beacon | every place is fixed by it: the response is the end of the slot
+//! ```
+//!
+//! On CAN what comes at SYNC (summary, detail, state) is looked at apart from the ranges, which
+//! come half a cycle later and are less urgent.
+
+pub mod can;
+mod serial;
+
+use crate::Schedule;
+use crate::e2e::DataId;
+use crate::join;
+use crate::master::ORDER_BURST;
+use crate::message::{BusKind, CanId, Capabilities, MAX_ANCHORS};
+use crate::slave::ALARM_BURST;
+use crate::wire::class;
+use can::{CanErrors, Shape, Stream, Wire, load_ppm, longest, worst_response};
+use helio_units::{Duration, NodeId};
+
+/// What is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// From the trip of a slave until the master hears of a trip.
+    Trip,
+    /// On CAN: all slaves trip and no two of their frames merge; until the last one is out.
+    EveryTrip,
+    /// From the alarm of a slave until the master has it, with its reason.
+    Alarm,
+    /// From the start of a cycle until the slaves have SYNC.
+    Sync,
+    /// From an order of the master until the slave has it.
+    Order,
+    /// From SYNC until the master has the summary.
+    Summary,
+    /// From SYNC until the master has this cycle's chunk of cells or temperatures.
+    Detail,
+    /// From the instant of ranging until the master has the last range.
+    Ranges,
+    /// From SYNC until the master has summary, cells and temperatures.
+    State,
+}
+
+impl Kind {
+    /// As commands write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Trip => "trip",
+            Self::EveryTrip => "every-trip",
+            Self::Alarm => "alarm",
+            Self::Sync => "sync",
+            Self::Order => "order",
+            Self::Summary => "summary",
+            Self::Detail => "detail",
+            Self::Ranges => "ranges",
+            Self::State => "state",
+        }
+    }
+}
+
+/// A bound and what it must not exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Of what.
+    pub kind: Kind,
+    /// Messages of this kind that can come together.
+    pub count: u32,
+    /// From the event until receivers have the message; none when the bus is overloaded.
+    pub response: Option<Duration>,
+    /// Later is too late: for alarms by promise, for what is said every cycle because its successor
+    /// would come; none for what no other message depends on.
+    pub deadline: Option<Duration>,
+}
+
+impl Bound {
+    /// Whether it is in time.
+    pub fn holds(&self) -> bool {
+        match (self.response, self.deadline) {
+            (Some(response), Some(deadline)) => response <= deadline,
+            (response, None) => response.is_some(),
+            (None, _) => false,
+        }
+    }
+}
+
+/// The message that breaks the schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overfull(pub Bound);
+
+/// What is assumed of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assumptions {
+    /// Slaves that raise an alarm at once; each its next one not before the next cycle.
+    pub alarms: u16,
+    /// Trip frames that come in one cycle, together: 1 when all that trip at once merge.
+    pub trips: u16,
+    /// Orders that the master gives at once, in each cycle; `u16::MAX`: as many as its budget lets it.
+    pub orders: u16,
+    /// Slaves whose application asks for endless messages: their transmit budget is spent.
+    pub babblers: u16,
+    /// From SYNC until a slave has measured, at most.
+    pub sampling: Duration,
+    /// From the end of a frame until the next one is in the mailbox, at most. Below three bits no
+    /// arbitration is missed.
+    pub refill: Duration,
+    /// Frames destroyed.
+    pub errors: CanErrors,
+    /// The slaves have the lowest seats, in order; else any, which costs some bits of stuffing.
+    pub lowest_seats: bool,
+}
+
+impl Assumptions {
+    /// A few alarms, trips that merge, nobody babbles, no errors, hardware that refills mailboxes
+    /// by itself. What is said every cycle must be in time then.
+    pub const fn calm(schedule: &Schedule) -> Self {
+        Self {
+            alarms: CALM_ALARMS,
+            trips: 1,
+            orders: ORDER_BURST,
+            babblers: 0,
+            sampling: schedule.sample_grace,
+            refill: Duration::ZERO,
+            errors: CanErrors::NONE,
+            lowest_seats: true,
+        }
+    }
+
+    /// As [`Self::calm`], but every slave trips and raises an alarm at once. What is urgent must be
+    /// in time even then.
+    pub const fn storm(schedule: &Schedule) -> Self {
+        Self {
+            alarms: u16::MAX,
+            orders: u16::MAX,
+            ..Self::calm(schedule)
+        }
+    }
+}
+
+/// Slaves that raise an alarm in the same cycle while all is otherwise calm.
+pub const CALM_ALARMS: u16 = 4;
+
+/// Promise on CAN: the master hears of a trip within this.
+pub const TRIP_DEADLINE: Duration = Duration::from_micros(500);
+/// Promise on CAN: when every slave raises one alarm at once, the master has all of them, with
+/// their reasons, within this.
+pub const ALARM_DEADLINE: Duration = Duration::from_millis(10);
+/// Kinds that one bus has at most.
+const KINDS: usize = 9;
+/// Bits that receivers have a frame before the end of intermission: one of EOF and three.
+const AHEAD: u64 = 4;
+/// Bits of intermission, in which a mailbox can be filled without missing the next arbitration.
+const INTERMISSION: u64 = 3;
+/// Cycles after which a busy period counts as endless.
+const HORIZON: u64 = 16;
+
+/// Nominal and data-phase bit time; `None` for RS485.
+pub const fn bit_times(kind: BusKind) -> Option<(Duration, Duration)> {
+    let ns = Duration::from_nanos;
+    match kind {
+        BusKind::Can500k => Some((ns(2_000), ns(2_000))),
+        BusKind::Can1M => Some((ns(1_000), ns(1_000))),
+        BusKind::CanFd => Some((ns(1_000), ns(200))),
+        BusKind::Rs485At1M | BusKind::Rs485At4M => None,
+    }
+}
+
+/// Identifier of management frames, for who has to know how long they can be.
+pub fn management_id(node: NodeId, to_master: bool) -> CanId {
+    join::management_id(node, to_master)
+}
+
+/// Bounds of one bus.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    bounds: heapless::Vec<Bound, KINDS>,
+    load_ppm: u32,
+}
+
+impl Analysis {
+    /// Looks at a bus with these slaves, in the order of their seats.
+    pub fn new(
+        schedule: &Schedule,
+        slaves: impl Iterator<Item = Capabilities> + Clone,
+        assumptions: &Assumptions,
+    ) -> Self {
+        match bit_times(schedule.kind) {
+            Some((bit, fast)) => CanModel::new(schedule, assumptions, bit, fast, slaves).analyse(),
+            None => serial::analyse(schedule, slaves),
+        }
+    }
+
+    /// Most urgent first.
+    pub fn bounds(&self) -> &[Bound] {
+        &self.bounds
+    }
+
+    /// The bound of this kind; none when there is no such message.
+    pub fn bound(&self, kind: Kind) -> Option<&Bound> {
+        self.bounds.iter().find(|b| b.kind == kind)
+    }
+
+    /// Share of the bus that cyclic messages take, parts per million.
+    pub fn load_ppm(&self) -> u32 {
+        self.load_ppm
+    }
+
+    /// Whether every message is in time; else the most urgent one that is not.
+    pub fn fits(&self) -> Result<(), Overfull> {
+        match self.bounds.iter().find(|b| !b.holds()) {
+            Some(bound) => Err(Overfull(*bound)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether these slaves fit: when all is calm every message is in time, and in a storm of alarms
+/// trips, alarms and SYNC are. Else the message that is not.
+pub fn fits(
+    schedule: &Schedule,
+    slaves: impl Iterator<Item = Capabilities> + Clone,
+) -> Result<(), Overfull> {
+    fits_on(schedule, slaves, true)
+}
+
+/// The same for slaves on whatever seats: what a master asks before it takes one more.
+pub fn fits_anywhere(
+    schedule: &Schedule,
+    slaves: impl Iterator<Item = Capabilities> + Clone,
+) -> Result<(), Overfull> {
+    fits_on(schedule, slaves, false)
+}
+
+fn fits_on(
+    schedule: &Schedule,
+    slaves: impl Iterator<Item = Capabilities> + Clone,
+    lowest_seats: bool,
+) -> Result<(), Overfull> {
+    let assumed = Assumptions {
+        lowest_seats,
+        ..Assumptions::storm(schedule)
+    };
+    let storm = Analysis::new(schedule, slaves.clone(), &assumed);
+    let urgent = [Kind::Trip, Kind::Alarm, Kind::Sync];
+    let late = |b: &&Bound| urgent.contains(&b.kind) && !b.holds();
+    if let Some(bound) = storm.bounds().iter().find(late) {
+        return Err(Overfull(*bound));
+    }
+    let assumed = Assumptions {
+        lowest_seats,
+        ..Assumptions::calm(schedule)
+    };
+    Analysis::new(schedule, slaves, &assumed).fits()
+}
+
+/// What is on the bus, as far as it matters.
+#[derive(Clone, Copy, Debug, Default)]
+struct Census {
+    slaves: u32,
+    /// With cells or temperatures.
+    detailed: u32,
+    /// Frames of ranges per cycle on CAN 2.0, and slaves that send them.
+    pairs: u32,
+    ranging: u32,
+    most_pairs: u32,
+}
+
+impl Census {
+    fn count(&mut self, c: Capabilities) {
+        let pairs = pairs(c);
+        self.slaves += 1;
+        self.detailed += u32::from(c.cells > 0 || c.temps > 0);
+        self.pairs += pairs;
+        self.ranging += u32::from(pairs > 0);
+        self.most_pairs = self.most_pairs.max(pairs);
+    }
+}
+
+fn pairs(c: Capabilities) -> u32 {
+    u32::from(c.anchors.min(MAX_ANCHORS as u8)).div_ceil(2)
+}
+
+/// Lengths of the frames of one kind.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    longest: Duration,
+    least: Duration,
+    total: Duration,
+}
+
+impl Sizes {
+    const NONE: Self = Self {
+        longest: Duration::ZERO,
+        least: Duration::from_nanos(u64::MAX),
+        total: Duration::ZERO,
+    };
+
+    fn add(&mut self, length: Duration, count: u32) {
+        if count > 0 {
+            self.longest = self.longest.max(length);
+            self.least = self.least.min(length);
+            self.total = self.total + length * count.into();
+        }
+    }
+
+    /// All of so many but the one where that is shortest.
+    fn others(&self, count: u32) -> Duration {
+        let some = self.longest * u64::from(count.saturating_sub(1));
+        let all = self.total.as_nanos().saturating_sub(self.least.as_nanos());
+        some.min(Duration::from_nanos(all))
+    }
+}
+
+/// Kinds of frames whose length depends on the seat.
+const SEATED: [u8; 6] = [
+    class::ALARM,
+    class::SUMMARY,
+    class::TEMPS,
+    class::RANGES,
+    class::STATE,
+    class::ALL_RANGES,
+];
+
+/// The streams of CAN, ready for [`worst_response`].
+struct CanModel<'a> {
+    schedule: &'a Schedule,
+    assumed: &'a Assumptions,
+    census: Census,
+    sizes: [Sizes; SEATED.len()],
+    /// On CAN FD all ranges go in short frames.
+    few: bool,
+    bit: Duration,
+    fast: Duration,
+    wire: Wire,
+}
+
+/// Keys of the streams: the order of urgency. What a babbler says more than others stands first in
+/// its class; SYNC stands behind the orders because it can wait for one in the same mailbox.
+mod key {
+    pub const TRIP: u32 = 0;
+    pub const BABBLED_ALARM: u32 = 1;
+    pub const ALARM: u32 = 2;
+    pub const QUARANTINE: u32 = 3;
+    pub const ORDER: u32 = 4;
+    pub const SYNC: u32 = 5;
+    pub const BABBLED_SUMMARY: u32 = 6;
+    pub const SUMMARY: u32 = 7;
+    pub const DETAIL: u32 = 8;
+    pub const RANGES: u32 = 9;
+    pub const BABBLED_STATE: u32 = 10;
+    pub const STATE: u32 = 11;
+    pub const ALL_RANGES: u32 = 12;
+}
+
+type Streams = heapless::Vec<Stream, 16>;
+
+impl<'a> CanModel<'a> {
+    fn new(
+        schedule: &'a Schedule,
+        assumed: &'a Assumptions,
+        bit: Duration,
+        fast: Duration,
+        slaves: impl Iterator<Item = Capabilities> + Clone,
+    ) -> Self {
+        // Joining is always classic; management fills a frame of the bus's format.
+        let extended = |fd, bytes| {
+            let shape = Shape {
+                free_id: 25,
+                ..Shape::any(CanId::Extended(join::FIRST_EXTENDED), fd, bytes)
+            };
+            longest(&shape, bit, fast).unwrap_or(Duration::ZERO)
+        };
+        let background = match schedule.fd() {
+            true => extended(false, 8).max(extended(true, 64)),
+            false => extended(false, 8),
+        };
+        let mut model = Self {
+            schedule,
+            assumed,
+            census: Census::default(),
+            sizes: [Sizes::NONE; SEATED.len()],
+            few: slaves.clone().all(|c| pairs(c) <= 2),
+            bit,
+            fast,
+            wire: Wire {
+                bit,
+                background,
+                errors: assumed.errors,
+                horizon: schedule.cycle * HORIZON,
+            },
+        };
+        // Frames from any seat, when it is not known whose they are.
+        let anywhere = SEATED.map(|class| match assumed.lowest_seats {
+            true => Duration::ZERO,
+            false => model.length(class, None),
+        });
+        let nodes = (1..=NodeId::MAX.get()).filter_map(NodeId::new);
+        for (node, c) in nodes.zip(slaves) {
+            model.census.count(c);
+            let detail = u32::from(c.cells > 0 || c.temps > 0);
+            let ranging = u32::from(c.anchors > 0);
+            let counts = [1, 1, detail, pairs(c), 1, ranging];
+            for (i, class) in SEATED.into_iter().enumerate() {
+                // On one format or the other.
+                let (Some(count), true) = (counts.get(i), model.says(class)) else {
+                    continue;
+                };
+                let length = match (assumed.lowest_seats, anywhere.get(i)) {
+                    (false, Some(length)) => *length,
+                    _ if *count == 0 => Duration::ZERO,
+                    _ => model.length(class, Some(node)),
+                };
+                if let Some(sizes) = model.sizes.get_mut(i) {
+                    sizes.add(length, *count);
+                }
+            }
+        }
+        model
+    }
+
+    /// Whether there are frames of this class on a bus of this format.
+    fn says(&self, of: u8) -> bool {
+        match of {
+            class::STATE | class::ALL_RANGES => self.schedule.fd(),
+            class::ALARM => true,
+            _ => !self.schedule.fd(),
+        }
+    }
+
+    fn sizes(&self, of: u8) -> Sizes {
+        let found = SEATED.iter().position(|class| *class == of);
+        match found.and_then(|i| self.sizes.get(i)) {
+            Some(sizes) => *sizes,
+            None => {
+                let longest = self.length(of, None);
+                Sizes {
+                    longest,
+                    least: Duration::ZERO,
+                    total: Duration::from_nanos(u64::MAX),
+                }
+            }
+        }
+    }
+
+    /// Longest frame of a class from, or to, this seat; from any when there is none.
+    fn length(&self, of: u8, node: Option<NodeId>) -> Duration {
+        let few = self.few;
+        let fd = self.schedule.fd();
+        let seat = node.map_or(0, NodeId::get);
+        let node_free = |class| Shape {
+            free_id: if node.is_some() { 0 } else { 7 },
+            ..Shape::any(CanId::Standard(DataId::new(class, seat).0), fd, 8)
+        };
+        // Check and counter, then as many payload bits as docs/bus.md has for the class.
+        let shape = match of {
+            class::TRIP => Shape::any(CanId::Standard(0), false, 0),
+            class::SYNC => Shape::any(CanId::Standard(DataId::new(of, 0).0), fd, 8),
+            class::ALARM => Shape {
+                used: 12 + 32,
+                ..node_free(of)
+            },
+            class::COMMAND => Shape {
+                used: 12 + 36,
+                ..node_free(of)
+            },
+            class::SUMMARY => Shape {
+                spare: Some(12 + 7),
+                ..node_free(of)
+            },
+            class::STATE => Shape {
+                bytes: 48,
+                used: 24 + 350,
+                spare: Some(24 + 7),
+                ..node_free(of)
+            },
+            // Its slaves have no more anchors than the short frame holds, or it is not short.
+            class::ALL_RANGES => Shape {
+                bytes: if few { 16 } else { 48 },
+                used: 24 + if few { 80 } else { 272 },
+                ..node_free(of)
+            },
+            // Whichever chunk is in turn.
+            class::TEMPS => {
+                let each = class::CELLS..=class::TEMPS;
+                let lengths = each.map(|c| longest(&node_free(c), self.bit, self.fast));
+                return lengths.flatten().max().unwrap_or(Duration::ZERO);
+            }
+            _ => node_free(of),
+        };
+        longest(&shape, self.bit, self.fast).unwrap_or(Duration::ZERO)
+    }
+
+    /// All that is sent around SYNC (`at_sync`) or around the ranges (`at_ranges`), when SYNC comes
+    /// up to `drift` after its beat.
+    fn streams(&self, drift: Duration, at_sync: bool, at_ranges: bool) -> Streams {
+        let Self {
+            schedule, assumed, ..
+        } = *self;
+        let cycle = schedule.cycle;
+        let part = |n: u64| Duration::from_nanos(cycle.as_nanos() / n);
+        let n = self.census.slaves;
+        let slow = assumed.refill.as_nanos() > self.bit.as_nanos() * INTERMISSION;
+        let mut all = Streams::new();
+        let mut add = |key, count: u32, class, period, jitter: Duration, early, behind: u32| {
+            let behind = if slow { behind } else { 0 };
+            let sizes = self.sizes(class);
+            let stream = Stream {
+                key,
+                count,
+                length: sizes.longest,
+                others: sizes.others(count),
+                period,
+                jitter: jitter + assumed.refill * behind.into() + self.bit,
+                early,
+                missed: behind,
+            };
+            if count > 0 {
+                let _ = all.push(stream);
+            }
+        };
+        let zero = Duration::ZERO;
+        let babblers = u32::from(assumed.babblers).min(n);
+        let trips = u32::from(assumed.trips).clamp(1, n.max(1));
+        add(key::TRIP, trips, class::TRIP, cycle, zero, zero, 0);
+        // The whole budget of a babbler, less what every slave is granted below.
+        let granted = if u32::from(assumed.alarms) >= n { 2 } else { 1 };
+        let spent = part(4) * u64::from(ALARM_BURST.saturating_sub(granted));
+        add(
+            key::BABBLED_ALARM,
+            babblers,
+            class::ALARM,
+            part(4),
+            zero,
+            spent,
+            0,
+        );
+        // Behind the trip in one mailbox.
+        let alarms = u32::from(assumed.alarms).min(n);
+        add(key::ALARM, alarms, class::ALARM, cycle, zero, zero, 1);
+        // A babbler is told once a millisecond.
+        let told = Duration::from_millis(1);
+        add(
+            key::QUARANTINE,
+            babblers,
+            class::COMMAND,
+            told,
+            zero,
+            zero,
+            0,
+        );
+        // The budget: two at once, then one per eighth of a cycle.
+        match assumed.orders {
+            u16::MAX => {
+                let early = part(8) * u64::from(ORDER_BURST - 1);
+                add(key::ORDER, 1, class::COMMAND, part(8), zero, early, 1);
+            }
+            orders => add(
+                key::ORDER,
+                orders.into(),
+                class::COMMAND,
+                cycle,
+                zero,
+                zero,
+                1,
+            ),
+        }
+        add(key::SYNC, 1, class::SYNC, cycle, zero, zero, 2);
+        // Just above the schedule: one message more per cycle, two more at once.
+        let sampling = assumed.sampling;
+        let (fd, pairs) = (schedule.fd(), u64::from(self.census.most_pairs));
+        let share = part(if fd { 3 } else { 3 + pairs });
+        let burst = share * if fd { 3 } else { 3 + pairs };
+        let detailed = self.census.detailed;
+        if fd {
+            add(
+                key::BABBLED_STATE,
+                babblers,
+                class::STATE,
+                share,
+                zero,
+                burst,
+                0,
+            );
+        } else {
+            add(
+                key::BABBLED_SUMMARY,
+                babblers,
+                class::SUMMARY,
+                share,
+                zero,
+                burst,
+                0,
+            );
+        }
+        match (at_sync, fd) {
+            (true, true) => add(key::STATE, n, class::STATE, cycle, sampling, drift, 0),
+            (true, false) => {
+                add(key::SUMMARY, n, class::SUMMARY, cycle, sampling, drift, 0);
+                add(
+                    key::DETAIL,
+                    detailed,
+                    class::TEMPS,
+                    cycle,
+                    sampling,
+                    drift,
+                    1,
+                );
+            }
+            (false, _) => {}
+        }
+        let (ranging, most) = (self.census.ranging, self.census.most_pairs);
+        match (at_ranges, fd) {
+            (true, true) => add(
+                key::ALL_RANGES,
+                ranging,
+                class::ALL_RANGES,
+                cycle,
+                sampling,
+                drift,
+                1,
+            ),
+            (true, false) => {
+                add(
+                    key::RANGES,
+                    self.census.pairs,
+                    class::RANGES,
+                    cycle,
+                    sampling,
+                    drift,
+                    most,
+                );
+            }
+            (false, _) => {}
+        }
+        all
+    }
+
+    fn analyse(&self) -> Analysis {
+        let cycle = self.schedule.cycle;
+        let nominal = self.streams(Duration::ZERO, true, true);
+        // SYNC first: by what it is late the next one can be early.
+        let drift = self.response(&nominal, key::SYNC).unwrap_or(cycle);
+        let until_next = |from: Duration| {
+            let gone = from.as_nanos().saturating_add(drift.as_nanos());
+            Duration::from_nanos(cycle.as_nanos().saturating_sub(gone))
+        };
+        let both = self.streams(drift, true, true);
+        let first = self.streams(drift, true, false);
+        let second = self.streams(drift, false, true);
+        let phase = self.schedule.ranges_phase;
+        // What is over before the next SYNC meets everything cyclic once, and no SYNC.
+        let once = |streams: &Streams| {
+            let mut once = streams.clone();
+            once.retain(|s| s.key != key::SYNC);
+            for stream in once
+                .iter_mut()
+                .filter(|s| s.period == cycle && s.key > key::SYNC)
+            {
+                stream.period = cycle * HORIZON;
+                stream.early = Duration::ZERO;
+            }
+            once
+        };
+        let of = |streams: &Streams, key| self.response(streams, key);
+        let beat = until_next(Duration::ZERO);
+        let at_sync = |key| {
+            let quick = of(&once(&first), key).filter(|out| *out <= beat);
+            quick.or_else(|| of(&first, key))
+        };
+        // Ranges wait for what came at SYNC only if the bus was never free since then: all of it,
+        // and all ranges, as if they had come at SYNC too, bounds when the last of them is out.
+        let ranges = |key| {
+            let together = |alone: Streams, both: &Streams| {
+                let out = of(both, key)?.as_nanos();
+                let out = Duration::from_nanos(out.saturating_sub(phase.as_nanos()));
+                Some(out.max(of(&alone, key)?))
+            };
+            together(once(&second), &once(&both))
+                .filter(|out| *out <= until_next(phase))
+                .or_else(|| together(second.clone(), &both))
+        };
+        let mut bounds = heapless::Vec::new();
+        let mut add = |kind, count: u32, response, deadline| {
+            if count > 0 {
+                let _ = bounds.push(Bound {
+                    kind,
+                    count,
+                    response,
+                    deadline,
+                });
+            }
+        };
+        let n = self.census.slaves;
+        if n > 0 {
+            let any = self.trip_among(&both, 1);
+            add(Kind::Trip, 1, any, Some(TRIP_DEADLINE));
+            add(Kind::EveryTrip, n, self.trip_among(&both, n), None);
+        }
+        let alarms = u32::from(self.assumed.alarms).min(n);
+        add(
+            Kind::Alarm,
+            alarms,
+            of(&both, key::ALARM),
+            Some(ALARM_DEADLINE),
+        );
+        add(Kind::Sync, 1, of(&both, key::SYNC), Some(beat));
+        add(Kind::Order, 2, of(&both, key::SYNC), None);
+        let detailed = self.census.detailed;
+        if self.schedule.fd() {
+            add(Kind::State, n, at_sync(key::STATE), Some(beat));
+            let ranges = ranges(key::ALL_RANGES);
+            add(
+                Kind::Ranges,
+                self.census.ranging,
+                ranges,
+                Some(until_next(phase)),
+            );
+        } else {
+            add(Kind::Summary, n, at_sync(key::SUMMARY), Some(beat));
+            add(Kind::Detail, detailed, at_sync(key::DETAIL), Some(beat));
+            let ranges = ranges(key::RANGES);
+            add(
+                Kind::Ranges,
+                self.census.pairs,
+                ranges,
+                Some(until_next(phase)),
+            );
+        }
+        let cyclic = |s: &&Stream| s.key >= key::SYNC && s.period == cycle;
+        let cyclic: Streams = nominal.iter().filter(cyclic).copied().collect();
+        Analysis {
+            bounds,
+            load_ppm: u32::try_from(load_ppm(&cyclic)).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Until the receivers have the frame.
+    fn response(&self, streams: &Streams, key: u32) -> Option<Duration> {
+        let of = streams.iter().find(|s| s.key == key)?;
+        let whole = worst_response(streams, of, &self.wire).ok()?.as_nanos();
+        let ahead = self.bit.as_nanos() * AHEAD;
+        Some(Duration::from_nanos(whole.saturating_sub(ahead)))
+    }
+
+    /// The last of so many trip frames; of one, any that starts after the event.
+    fn trip_among(&self, streams: &Streams, count: u32) -> Option<Duration> {
+        let mut streams = streams.clone();
+        let trips = streams.iter_mut().find(|s| s.key == key::TRIP)?;
+        trips.count = count;
+        trips.others = trips.length * u64::from(count.saturating_sub(1));
+        self.response(&streams, key::TRIP)
+    }
+}
+
+/// How many slaves with these capabilities (in turn) the bus takes; at most 127. On RS485 the beacon
+/// has as many places as there are slaves.
+pub fn most_slaves(schedule: &Schedule, kinds: &[Capabilities]) -> u8 {
+    let fit = |n: u8| {
+        let schedule = match schedule.can() {
+            true => *schedule,
+            false => Schedule {
+                seats: n,
+                ..*schedule
+            },
+        };
+        let slaves = kinds.iter().copied().cycle().take(n.into());
+        !kinds.is_empty() && fits(&schedule, slaves).is_ok()
+    };
+    // More slaves never make it fit: search by halves.
+    let (mut low, mut high) = (0, NodeId::MAX.get());
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fit(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::println;
+    use std::vec::Vec;
+
+    const RACK: Capabilities = Capabilities {
+        cells: 16,
+        temps: 4,
+        anchors: 1,
+    };
+
+    fn analysis(kind: BusKind, n: usize) -> Analysis {
+        let schedule = Schedule::for_bus(kind);
+        let slaves = core::iter::repeat_n(RACK, n);
+        Analysis::new(&schedule, slaves, &Assumptions::calm(&schedule))
+    }
+
+    fn storm(kind: BusKind, n: usize) -> Analysis {
+        let schedule = Schedule::for_bus(kind);
+        let slaves = core::iter::repeat_n(RACK, n);
+        Analysis::new(&schedule, slaves, &Assumptions::storm(&schedule))
+    }
+
+    fn show(a: &Analysis) {
+        for b in a.bounds() {
+            println!(
+                "  {:<10} x{:<3} {:>6?} us, deadline {:?} us",
+                b.kind.name(),
+                b.count,
+                b.response.map(|d| d.as_micros()),
+                b.deadline.map(|d| d.as_micros()),
+            );
+        }
+    }
+
+    #[test]
+    fn the_rack_of_32_fits_every_bus_and_its_alarms_their_promise() {
+        for kind in BusKind::ALL {
+            let a = analysis(kind, 32);
+            println!("{}: load {} ppm", kind.name(), a.load_ppm());
+            show(&a);
+            show(&storm(kind, 32));
+            let schedule = Schedule::for_bus(kind);
+            let slaves = core::iter::repeat_n(RACK, 32);
+            assert_eq!(fits(&schedule, slaves), Ok(()), "{}", kind.name());
+            let most = most_slaves(&Schedule::for_bus(kind), &[RACK]);
+            println!("  at most {most} slaves");
+            assert!(most >= 32);
+        }
+        // Without trips and orders the paper's formula gives 4.84, 2.19 and 9.49 ms for 32 alarms.
+        let alarm = |kind| storm(kind, 32).bound(Kind::Alarm).and_then(|b| b.response);
+        assert!(alarm(BusKind::Can1M) <= Some(Duration::from_micros(5_000)));
+        assert!(alarm(BusKind::CanFd) <= Some(Duration::from_micros(2_500)));
+        assert!(alarm(BusKind::Can500k) <= Some(Duration::from_micros(10_000)));
+        // One babbler, whatever it sends, adds at most a tenth.
+        for kind in [BusKind::Can500k, BusKind::Can1M] {
+            let schedule = Schedule::for_bus(kind);
+            let assumed = Assumptions {
+                babblers: 1,
+                ..Assumptions::storm(&schedule)
+            };
+            let a = Analysis::new(&schedule, core::iter::repeat_n(RACK, 32), &assumed);
+            let babbled = a
+                .bound(Kind::Alarm)
+                .and_then(|b| b.response)
+                .map(Duration::as_nanos);
+            let alone = alarm(kind).map(Duration::as_nanos);
+            assert!(
+                babbled.zip(alone).is_some_and(|(b, c)| b * 10 <= c * 11),
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_slave_more_than_the_most_is_refused_and_the_message_named() {
+        for kind in BusKind::ALL {
+            let schedule = Schedule::for_bus(kind);
+            let most = most_slaves(&schedule, &[RACK]);
+            let seats = |n| match schedule.can() {
+                true => schedule,
+                false => Schedule {
+                    seats: n,
+                    ..schedule
+                },
+            };
+            if most == 127 {
+                continue;
+            }
+            let all = |n: u8| core::iter::repeat_n(RACK, n.into());
+            assert_eq!(fits(&seats(most), all(most)), Ok(()));
+            let refused = fits(&seats(most + 1), all(most + 1));
+            let Err(Overfull(bound)) = refused else {
+                panic!("{kind:?} takes {}", most + 1);
+            };
+            println!("{}: {} slaves break {:?}", kind.name(), most + 1, bound);
+            assert!(!bound.holds());
+        }
+    }
+
+    #[test]
+    fn bounds_grow_with_slaves_babblers_and_errors() {
+        for kind in [BusKind::Can500k, BusKind::Can1M, BusKind::CanFd] {
+            let schedule = Schedule::for_bus(kind);
+            let nominal = Assumptions::storm(&schedule);
+            let of = |n, assumed: &Assumptions| -> Vec<_> {
+                let a = Analysis::new(&schedule, core::iter::repeat_n(RACK, n), assumed);
+                let bounds = a.bounds().iter();
+                bounds
+                    .map(|b| b.response.map_or(u64::MAX, Duration::as_nanos))
+                    .collect()
+            };
+            let base = of(20, &nominal);
+            let worse = [
+                of(21, &nominal),
+                of(
+                    20,
+                    &Assumptions {
+                        babblers: 1,
+                        ..nominal
+                    },
+                ),
+                of(
+                    20,
+                    &Assumptions {
+                        errors: CanErrors {
+                            burst: 1,
+                            interval: Duration::from_millis(10),
+                        },
+                        ..nominal
+                    },
+                ),
+                of(
+                    20,
+                    &Assumptions {
+                        refill: Duration::from_micros(20),
+                        ..nominal
+                    },
+                ),
+                of(
+                    20,
+                    &Assumptions {
+                        trips: 20,
+                        ..nominal
+                    },
+                ),
+            ];
+            for other in worse {
+                assert_eq!(other.len(), base.len());
+                assert!(base.iter().zip(&other).all(|(a, b)| a <= b));
+                assert_ne!(base, other);
+            }
+        }
+    }
+
+    #[test]
+    fn a_bus_of_nobody_fits() {
+        for kind in BusKind::ALL {
+            assert_eq!(analysis(kind, 0).fits(), Ok(()));
+            assert_eq!(most_slaves(&Schedule::for_bus(kind), &[]), 0);
+        }
+    }
+}

@@ -1,0 +1,616 @@
+//! What the bus must hold, measured in virtual time on bit-exact media: one figure per line and bus.
+//!
+//! [`run`] gives a [`Report`]; every figure is the worst that was seen unless it says otherwise, and
+//! every trial starts from a seed, so a figure can be had again. Measured are the links of
+//! `helio-bus` alone, full up with cyclic traffic: 16 cells, 4 temperatures and one anchor per slave
+//! that ranges in every cycle, crystals 50 ppm off, 40 m of cable.
+
+pub mod net;
+
+use helio_bus::{
+    Alarm, BusKind, Capabilities, LeaveReason, MasterEvent, Message, Schedule, Severity, SlaveEvent,
+};
+use helio_units::{Duration, Instant, NodeId};
+use serde::Serialize;
+
+use crate::report::quantile;
+use net::{Net, NetPlan, News};
+
+/// What one slave of the measured racks has.
+pub const SLAVE: Capabilities = Capabilities {
+    cells: 16,
+    temps: 4,
+    anchors: 1,
+};
+
+/// What to measure, and how often.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// On these buses.
+    pub buses: Vec<BusKind>,
+    /// Thousands of trials instead of dozens.
+    pub full: bool,
+    /// Of the first trial.
+    pub seed: u64,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub what: String,
+    /// On which bus.
+    pub bus: &'static str,
+    /// Unit of `value` and `goal`.
+    pub unit: &'static str,
+    /// Worst or, if `what` says so, a quantile or share.
+    pub value: f64,
+    /// At most so much, or with `at_least` at least; `None`: shown for comparison.
+    pub goal: Option<f64>,
+    /// The goal is a lower bound.
+    pub at_least: bool,
+    /// How many trials.
+    pub trials: usize,
+}
+
+impl Figure {
+    /// Whether the goal is met; a trial that never came to its end is infinite and misses.
+    pub fn holds(&self) -> bool {
+        match self.goal {
+            Some(goal) if self.at_least => self.value >= goal,
+            Some(goal) => self.value <= goal,
+            None => true,
+        }
+    }
+}
+
+/// All figures.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// In order of the list of goals, bus by bus.
+    pub figures: Vec<Figure>,
+}
+
+impl Report {
+    /// Whether every goal is met.
+    pub fn holds(&self) -> bool {
+        self.figures.iter().all(Figure::holds)
+    }
+
+    /// A table for people.
+    pub fn to_text(&self) -> String {
+        let mut text = format!(
+            "{:<46} {:<12} {:>12} {:>12} {:>7}\n",
+            "what", "bus", "measured", "goal", "trials"
+        );
+        for f in &self.figures {
+            let goal = f.goal.map_or(String::new(), |goal| {
+                format!("{} {}", if f.at_least { ">=" } else { "<=" }, number(goal))
+            });
+            let verdict = if f.holds() { "" } else { "  missed" };
+            text += &format!(
+                "{:<46} {:<12} {:>12} {:>12} {:>7}{verdict}\n",
+                f.what,
+                f.bus,
+                format!("{} {}", number(f.value), f.unit),
+                goal,
+                f.trials
+            );
+        }
+        text
+    }
+}
+
+fn number(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 || v == 0.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// One kind of measurement.
+type Step = fn(&mut Bench);
+
+/// Measures everything; `progress` hears what comes next.
+pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Report {
+    let mut report = Report::default();
+    for &kind in &plan.buses {
+        let mut bench = Bench {
+            kind,
+            full: plan.full,
+            seed: plan.seed,
+            figures: Vec::new(),
+        };
+        let steps: [(&str, Step); 10] = [
+            ("trip", Bench::trips),
+            ("alarms", Bench::alarms),
+            ("full state", Bench::full_state),
+            ("skew", Bench::skew),
+            ("cold joins", Bench::cold_joins),
+            ("hot plug", Bench::hot_plug),
+            ("random joins", Bench::random_joins),
+            ("babbler", Bench::babbler),
+            ("dead slave", Bench::dead),
+            ("management", Bench::management),
+        ];
+        for (name, step) in steps {
+            progress(&format!("{}: {name}", kind.name()));
+            step(&mut bench);
+        }
+        report.figures.append(&mut bench.figures);
+    }
+    report
+}
+
+struct Bench {
+    kind: BusKind,
+    full: bool,
+    seed: u64,
+    figures: Vec<Figure>,
+}
+
+const US: f64 = 1e3;
+const MS: f64 = 1e6;
+
+impl Bench {
+    fn add(&mut self, what: impl Into<String>, unit: &'static str, value: f64, trials: usize) {
+        self.figures.push(Figure {
+            what: what.into(),
+            bus: self.kind.name(),
+            unit,
+            value,
+            goal: None,
+            at_least: false,
+            trials,
+        });
+    }
+
+    fn goal(&mut self, goal: Option<f64>) {
+        if let Some(figure) = self.figures.last_mut() {
+            figure.goal = goal;
+        }
+    }
+
+    fn of<T>(&self, can_500k: T, can_1m: T, canfd: T, rs485_1m: T, rs485_4m: T) -> T {
+        match self.kind {
+            BusKind::Can500k => can_500k,
+            BusKind::Can1M => can_1m,
+            BusKind::CanFd => canfd,
+            BusKind::Rs485At1M => rs485_1m,
+            BusKind::Rs485At4M => rs485_4m,
+        }
+    }
+
+    fn is_can(&self) -> bool {
+        self.of(true, true, true, false, false)
+    }
+
+    fn trials(&self, few: usize, full: usize) -> usize {
+        if self.full { full } else { few }
+    }
+
+    fn plan(&self, slaves: usize, seed: u64) -> NetPlan {
+        NetPlan {
+            schedule: Schedule::for_bus(self.kind),
+            slaves: vec![SLAVE; slaves],
+            seed: self.seed + seed,
+            crystal_ppm: 50.0,
+            cable_m: 40.0,
+            boot: Duration::ZERO,
+            ranging: true,
+        }
+    }
+
+    /// A rack in its stride, every slave a member.
+    fn rack(&self, slaves: usize, seed: u64) -> Net {
+        let mut net = Net::new(&self.plan(slaves, seed));
+        let end = Instant::from_millis(5_000);
+        while !net.agrees() && net.now < end {
+            net.run_for(Duration::from_millis(20));
+        }
+        net.run_for(Duration::from_millis(100));
+        net.take_log();
+        net
+    }
+
+    /// Lets a random while pass, so that the next thing falls anywhere in a cycle.
+    fn drift(&self, net: &mut Net) {
+        let cycle = Schedule::for_bus(self.kind).cycle.as_nanos();
+        let part = net.uniform() * cycle as f64;
+        net.run_for(Duration::from_nanos(2 * cycle + part as u64));
+        net.take_log();
+    }
+
+    /// Until the master hears of a trip.
+    fn trips(&mut self) {
+        let goal = self.of(500.0, 500.0, 500.0, 1_000.0, 1_000.0);
+        for slaves in [1, 8, 32] {
+            let mut net = self.rack(slaves, 100);
+            let trials = self.trials(40, 2_000);
+            let mut worst: f64 = 0.0;
+            for _ in 0..trials {
+                self.drift(&mut net);
+                let at = net.now;
+                for i in 0..slaves {
+                    net.ask(i, |link, now| link.trip(now));
+                }
+                let trip = |e: &MasterEvent| matches!(e, MasterEvent::Trip);
+                worst = worst.max(until(&mut net, at, trip) / US);
+            }
+            self.add(format!("trip heard, {slaves} at once"), "us", worst, trials);
+            self.goal(Some(goal));
+        }
+    }
+
+    /// Until the master knows every reason when all slaves trip at once.
+    fn alarms(&mut self) {
+        let goal = self.of(Some(10.0), Some(5.0), Some(2.5), None, None);
+        let trials = self.trials(20, 500);
+        let mut net = self.rack(32, 200);
+        let worst = (0..trials)
+            .map(|_| self.alarm_storm(&mut net, 0..32))
+            .fold(0.0, f64::max);
+        self.add("32 trips with their reasons", "ms", worst / MS, trials);
+        self.goal(goal);
+    }
+
+    /// All of these trip at once: nanoseconds until the last reason.
+    fn alarm_storm(&self, net: &mut Net, who: std::ops::Range<usize>) -> f64 {
+        self.drift(net);
+        let at = net.now;
+        for i in who.clone() {
+            net.ask(i, |link, now| {
+                link.trip(now);
+                link.alarm(now, alarm(i));
+            });
+        }
+        let mut left: Vec<NodeId> = who.filter_map(|i| net.units[i].link.node()).collect();
+        let last = |event: &MasterEvent| {
+            if let MasterEvent::Message(Message::Alarm(node, _)) = event {
+                left.retain(|n| n != node);
+            }
+            left.is_empty()
+        };
+        until(net, at, last)
+    }
+
+    /// From a SYNC until everything that the slaves measured at it, or later, is at the master.
+    fn full_state(&mut self) {
+        let goal = self.of(None, Some(26.0), Some(5.0), None, Some(5.0));
+        let trials = self.trials(10, 200);
+        let mut net = self.rack(32, 300);
+        net.log_samples = true;
+        let cycle = net.master.schedule().cycle;
+        let mut worst: f64 = 0.0;
+        for _ in 0..trials {
+            net.take_log();
+            net.run_for(cycle * 12);
+            let log = net.take_log();
+            worst = worst.max(full_state(&log, 32) / MS);
+        }
+        self.add("full state of 32 slaves", "ms", worst, trials);
+        self.goal(goal);
+    }
+
+    fn skew(&mut self) {
+        let goal = self.of(2.0, 2.0, 2.0, 10.0, 10.0);
+        let cycles = self.trials(100, 2_000);
+        let mut net = self.rack(32, 400);
+        net.log_samples = true;
+        net.run_for(Duration::from_nanos(
+            net.master.schedule().cycle.as_nanos() * cycles as u64,
+        ));
+        let log = net.take_log();
+        let sync = |e: &SlaveEvent| matches!(e, SlaveEvent::Sync { .. });
+        let range = |e: &SlaveEvent| matches!(e, SlaveEvent::RangeNow(_));
+        let half = Duration::from_nanos(net.master.schedule().cycle.as_nanos() / 2);
+        self.add(
+            "skew of samples after SYNC",
+            "us",
+            skew(&log, half, sync),
+            cycles,
+        );
+        self.goal(Some(goal));
+        self.add("skew of ranging", "us", skew(&log, half, range), cycles);
+        self.goal(Some(goal));
+    }
+
+    /// From power to the last seat, master and slaves switched on together.
+    fn cold_joins(&mut self) {
+        let trials = self.trials(20, 1_000);
+        let mut took: Vec<f64> = (0..trials)
+            .map(|trial| {
+                let mut net = Net::new(&self.plan(32, 500 + trial as u64));
+                let mut left = 32;
+                let all = |event: &MasterEvent| {
+                    left -= i32::from(matches!(event, MasterEvent::Joined { .. }));
+                    left == 0
+                };
+                until(&mut net, Instant::ZERO, all) / MS
+            })
+            .collect();
+        let p99 = quantile(&mut took, 0.99).unwrap_or(f64::INFINITY);
+        let p50 = quantile(&mut took, 0.5).unwrap_or(f64::INFINITY);
+        self.add("32 cold joins, median", "ms", p50, trials);
+        self.add("32 cold joins, p99", "ms", p99, trials);
+        self.goal(self.of(Some(25.0), Some(25.0), Some(25.0), Some(50.0), Some(50.0)));
+    }
+
+    /// From plugging one in to its seat, and what it cost the others.
+    fn hot_plug(&mut self) {
+        let trials = self.trials(30, 1_000);
+        let mut net = self.rack(32, 600);
+        let (mut worst, mut cost): (f64, u64) = (0.0, 0);
+        for _ in 0..trials {
+            net.power_off(31);
+            net.run_for(Duration::from_millis(200));
+            self.drift(&mut net);
+            let before = lost(&net, 31);
+            let uid = net.fresh_uid();
+            let at = net.now;
+            net.power_on(31, Some(uid));
+            let joined =
+                |e: &MasterEvent| matches!(e, MasterEvent::Joined { uid: u, .. } if *u == uid);
+            worst = worst.max(until(&mut net, at, joined) / MS);
+            net.run_for(Duration::from_millis(100));
+            cost += lost(&net, 31) - before;
+        }
+        self.add("one hot plug", "ms", worst, trials);
+        self.goal(self.of(Some(5.0), Some(5.0), Some(5.0), None, None));
+        self.add("frames of others lost by it", "", cost as f64, trials);
+        self.goal(Some(0.0));
+    }
+
+    /// Seats are one to one, whatever is plugged and unplugged.
+    fn random_joins(&mut self) {
+        let trials = self.trials(300, 100_000);
+        let mut net = self.rack(32, 700);
+        let mut doubles = 0;
+        for _ in 0..trials {
+            let i = (net.uniform() * 32.0) as usize;
+            if net.units[i].alive {
+                net.power_off(i);
+            } else {
+                let other = net.uniform() < 0.5;
+                let uid = other.then(|| net.fresh_uid());
+                net.power_on(i, uid);
+            }
+            let wait = net.uniform() * 2e7;
+            net.run_for(Duration::from_nanos(wait as u64));
+            net.take_log();
+            doubles += shared_seats(&net);
+        }
+        self.add(
+            "seats shared in random joins and removals",
+            "",
+            doubles as f64,
+            trials,
+        );
+        self.goal(Some(0.0));
+    }
+
+    /// One slave's core asks for whatever it can as often as it can.
+    fn babbler(&mut self) {
+        let trials = self.trials(8, 200);
+        let (mut calm, mut loud, mut silenced): (f64, f64, f64) = (0.0, 0.0, 0.0);
+        let mut net = self.rack(32, 800);
+        for trial in 0..trials {
+            // A new rack now and then, because quarantines grow.
+            if trial > 0 && trial % 8 == 0 {
+                net = self.rack(32, 800 + trial as u64);
+            }
+            calm = calm.max(self.alarm_storm(&mut net, 1..32));
+            let who = 1 + trial % 8;
+            self.drift(&mut net);
+            let at = net.now;
+            let node = net.units[who].link.node();
+            net.babble(who, true);
+            let left = |e: &MasterEvent| {
+                matches!(e, MasterEvent::Left { node: n, reason: LeaveReason::Babbling, .. }
+                    if Some(*n) == node)
+            };
+            silenced = silenced.max(until(&mut net, at, left) / MS);
+            net.babble(who, false);
+            self.settle(&mut net);
+            // The first seat is the most urgent; and everybody else trips meanwhile.
+            net.babble(0, true);
+            loud = loud.max(self.alarm_storm(&mut net, 1..32));
+            net.babble(0, false);
+            self.settle(&mut net);
+        }
+        self.add("babbler quarantined", "ms", silenced, trials);
+        self.goal(Some(10.0));
+        self.add(
+            "alarms beside a babbler, growth",
+            "%",
+            (loud / calm - 1.0) * 100.0,
+            trials,
+        );
+        self.goal(self.is_can().then_some(10.0));
+    }
+
+    fn settle(&self, net: &mut Net) {
+        let end = net.now + Duration::from_secs(200);
+        while !net.agrees() && net.now < end {
+            net.run_for(Duration::from_millis(50));
+        }
+        net.take_log();
+    }
+
+    /// From a slave's death until the master says so.
+    fn dead(&mut self) {
+        let trials = self.trials(30, 1_000);
+        let mut net = self.rack(32, 900);
+        let mut worst: f64 = 0.0;
+        for trial in 0..trials {
+            let i = trial % 32;
+            self.drift(&mut net);
+            let node = net.units[i].link.node();
+            let at = net.now;
+            net.power_off(i);
+            let left = |e: &MasterEvent| matches!(e, MasterEvent::Left { node: n, .. } if Some(*n) == node);
+            worst = worst.max(until(&mut net, at, left) / MS);
+            net.power_on(i, None);
+            self.settle(&mut net);
+        }
+        self.add("dead slave found", "ms", worst, trials);
+        self.goal(Some(30.0));
+    }
+
+    /// How much of what cyclic traffic leaves free datagrams can use.
+    fn management(&mut self) {
+        let mut net = self.rack(32, 1_000);
+        let span = Duration::from_millis(self.trials(1_000, 10_000) as u64);
+        let start = net.busy();
+        net.run_for(span);
+        let cyclic = share(&net, start, span);
+        let datagram = [0x5a; 2_048];
+        let (start, end) = (net.busy(), net.now + span);
+        let mut bytes = 0usize;
+        while net.now < end {
+            // Every sender that is free starts another, both ways.
+            for seat in 1..=32 {
+                if let Some(node) = NodeId::new(seat) {
+                    let _ = net.ask_master(|m, _| m.send_datagram(node, &datagram));
+                }
+            }
+            for i in 0..32 {
+                let _ = net.ask(i, |link, _| link.send_datagram(&datagram));
+                let taken = net.ask(i, |link, _| link.datagram().map_or(0, <[u8]>::len));
+                bytes += taken;
+            }
+            while let Some((_, datagram)) = net.master.datagram() {
+                bytes += datagram.len();
+            }
+            net.run_for(Duration::from_micros(500));
+            net.take_log();
+        }
+        let both = share(&net, start, span);
+        self.add("load of cyclic traffic", "%", cyclic * 100.0, 1);
+        let used = (both - cyclic) / (1.0 - cyclic);
+        self.add("free bits that management can use", "%", used * 100.0, 1);
+        if self.is_can() {
+            self.goal(Some(90.0));
+            if let Some(figure) = self.figures.last_mut() {
+                figure.at_least = true;
+            }
+        }
+        let per_second = bytes as f64 / (span.as_millis() as f64 / 1e3) / 1e3;
+        self.add("datagrams meanwhile, both ways", "kB/s", per_second, 1);
+    }
+}
+
+/// An alarm that says why a slave tripped.
+fn alarm(i: usize) -> Alarm {
+    Alarm {
+        code: 1,
+        severity: Severity::Trip,
+        active: true,
+        index: (i % 18) as u8,
+        value: 4_250,
+    }
+}
+
+fn share(net: &Net, start: Duration, span: Duration) -> f64 {
+    (net.busy() - start).as_nanos() as f64 / span.as_nanos() as f64
+}
+
+/// Nanoseconds from `at` until the master says something of this kind; infinite after 12 s.
+fn until(net: &mut Net, at: Instant, mut wanted: impl FnMut(&MasterEvent) -> bool) -> f64 {
+    let end = at + Duration::from_secs(12);
+    while net.now < end {
+        net.run_for(Duration::from_micros(200));
+        for (when, news) in net.take_log() {
+            if let News::Master(event, _) = news
+                && when >= at
+                && wanted(&event)
+            {
+                return when.since(at).as_nanos() as f64;
+            }
+        }
+    }
+    f64::INFINITY
+}
+
+/// Cyclic messages of the first `count` slaves that did not arrive.
+fn lost(net: &Net, count: usize) -> u64 {
+    let overwritten: u64 = net.units.iter().take(count).map(|u| u.overwritten()).sum();
+    overwritten + net.master.stats().lost
+}
+
+/// Slaves that believe to sit where another one does, and the master agrees with both.
+fn shared_seats(net: &Net) -> usize {
+    let seats: Vec<NodeId> = net
+        .units
+        .iter()
+        .filter(|u| u.alive)
+        .filter(|u| {
+            let seat = u.link.node().and_then(|n| net.master.member(n));
+            seat.is_some_and(|(uid, _)| uid == u.uid)
+        })
+        .filter_map(|u| u.link.node())
+        .collect();
+    let mut once = seats.clone();
+    once.sort_by_key(|n| n.get());
+    once.dedup();
+    seats.len() - once.len()
+}
+
+/// Worst microseconds between the first and the last slave that does this, in groups that lie
+/// further apart than `gap`.
+fn skew(log: &[(Instant, News)], gap: Duration, what: impl Fn(&SlaveEvent) -> bool) -> f64 {
+    let mut worst = Duration::ZERO;
+    let mut first: Option<Instant> = None;
+    for (at, news) in log {
+        if let News::Slave(_, event) = news
+            && what(event)
+        {
+            match first {
+                Some(start) if at.since(start) < gap => worst = worst.max(at.since(start)),
+                _ => first = Some(*at),
+            }
+        }
+    }
+    worst.as_nanos() as f64 / US
+}
+
+/// Parts of a slave's state, one bit each: summary, four cells each, temperatures.
+fn parts(message: &Message) -> Option<(NodeId, u8)> {
+    Some(match message {
+        Message::Summary(node, _) => (*node, 1),
+        Message::CellChunk { node, first, .. } => (*node, 2 << (first / 4)),
+        Message::TempChunk { node, .. } => (*node, 0x20),
+        Message::State(node, _) => (*node, 0x3f),
+        _ => return None,
+    })
+}
+
+/// Worst nanoseconds from a SYNC until all slaves' states of it have come.
+fn full_state(log: &[(Instant, News)], slaves: usize) -> f64 {
+    let syncs: Vec<Instant> = log
+        .iter()
+        .filter(|(_, n)| matches!(n, News::Slave(0, SlaveEvent::Sync { .. })))
+        .map(|(at, _)| *at)
+        .collect();
+    let mut worst: f64 = 0.0;
+    for &sync in syncs.iter().take(syncs.len() / 2) {
+        let mut have = [0u8; 127];
+        let mut complete = None;
+        for (at, news) in log.iter().filter(|(at, _)| *at >= sync) {
+            // A slave on a long cable hears SYNC a little before or after the first one.
+            if let News::Master(MasterEvent::Message(message), Some(sampled)) = news
+                && *sampled + Duration::from_micros(1) >= sync
+                && let Some((node, part)) = parts(message)
+            {
+                have[node.index()] |= part;
+                if have.iter().filter(|h| **h == 0x3f).count() == slaves {
+                    complete = Some(at.since(sync).as_nanos() as f64);
+                    break;
+                }
+            }
+        }
+        worst = worst.max(complete.unwrap_or(f64::INFINITY));
+    }
+    worst
+}

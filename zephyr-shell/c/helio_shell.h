@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The border between zephyr-shell's Rust and Zephyr's drivers.
+ *
+ * Only integers and pointers to bytes cross it. Times are nanoseconds since boot. Errors are
+ * negative errno values. src/raw.rs repeats these lines in Rust.
+ */
+#ifndef HELIO_SHELL_H_
+#define HELIO_SHELL_H_
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <zephyr/devicetree.h>
+
+#define HELIO_NODE DT_COMPAT_GET_ANY_STATUS_OKAY(heliograph_node)
+
+/* clock.c */
+uint64_t helio_now_ns(void);
+void helio_wait_until(uint64_t deadline_ns, uint32_t spin);
+void helio_wake(void);
+void helio_reboot(void);
+
+/* uid.c */
+uint64_t helio_uid(void);
+
+/* node.c */
+int helio_node_init(void);
+int helio_gate_set(uint32_t on);
+int helio_balance_set(uint32_t mask);
+int helio_luminaires_set(uint32_t mask);
+int helio_watchdog_start(uint32_t timeout_ms);
+int helio_watchdog_feed(void);
+
+/* rs485.c */
+int helio_rs485_start(uint32_t baud);
+int helio_rs485_read(uint8_t *to, size_t size, uint64_t *end_ns, uint32_t *is_break);
+int helio_rs485_send(const uint8_t *bytes, size_t count);
+int helio_rs485_send_break(uint32_t microseconds);
+uint32_t helio_rs485_lost(void);
+
+/* can.c */
+int helio_can_start(uint32_t bitrate, uint32_t fd, uint32_t standard_id, uint32_t standard_mask);
+int helio_can_send(uint32_t mailbox, uint32_t id, uint32_t flags, const uint8_t *data,
+		   size_t count);
+uint32_t helio_can_mailboxes(void);
+int helio_can_receive(uint32_t *id, uint32_t *flags, uint8_t *data, uint64_t *at_ns);
+int helio_can_tend(void);
+uint32_t helio_can_state(void);
+uint32_t helio_can_lost(void);
+uint32_t helio_can_recoveries(void);
+
+/* northbound.c */
+int helio_northbound_start(void);
+int helio_northbound_read(uint8_t *to, size_t size);
+int helio_northbound_write(const uint8_t *bytes, size_t count);
+
+#endif

@@ -1,0 +1,70 @@
+//! Safe Rust over Zephyr's drivers, for the shells of master and slave.
+//!
+//! The C half in `c/` talks to the drivers; this half makes its functions safe to call and gives
+//! them the traits of `embedded-hal`, `embedded-can` and `embedded-io` where one fits. It decides
+//! nothing: what to send and what to switch is for the cores.
+//!
+//! ```text
+//! app --> Rs485, Can, Node, Store, ... --> raw (extern "C") --> c/*.c --> Zephyr's drivers
+//!         handed out once by `take`        integers only
+//! ```
+//!
+//! Everything that owns hardware is handed out once ([`Peripherals::take`]), so `&mut self` is
+//! the proof that nobody else uses it. All of it is for the one thread that took it.
+#![no_std]
+
+mod can;
+mod clock;
+mod errno;
+mod node;
+mod northbound;
+mod raw;
+mod rs485;
+
+pub use can::{Can, CanState, Frame, Health};
+pub use clock::{now, reboot, wait_until};
+pub use errno::Errno;
+pub use node::{Balance, Gate, Luminaires, Watchdog, uid};
+pub use northbound::Northbound;
+pub use rs485::{Heard, Rs485};
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// Everything that the devicetree's `heliograph,node` is connected to, not yet started.
+pub struct Peripherals {
+    /// Contactor or gate transistor.
+    pub gate: Gate,
+    /// Bleed resistors.
+    pub balance: Balance,
+    /// Luminaires.
+    pub luminaires: Luminaires,
+    /// Watchdog.
+    pub watchdog: Watchdog,
+    /// The UART of the bus; with `CONFIG_HELIO_BUS_RS485` only.
+    pub rs485: Rs485,
+    /// The CAN controller of the bus; with `CONFIG_HELIO_BUS_CAN` or `_CAN_FD` only.
+    pub can: Can,
+    /// The UART of clients; with `CONFIG_HELIO_NORTHBOUND` only.
+    pub northbound: Northbound,
+}
+
+impl Peripherals {
+    /// Puts every output at rest; `None` when they have been handed out before.
+    pub fn take() -> Option<Result<Self, Errno>> {
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        // Load and store: Cortex-M0 has no swap, and there is one thread that starts.
+        if TAKEN.load(Ordering::Relaxed) {
+            return None;
+        }
+        TAKEN.store(true, Ordering::Relaxed);
+        Some(node::init().map(|()| Self {
+            gate: Gate::new(),
+            balance: Balance::new(),
+            luminaires: Luminaires::new(),
+            watchdog: Watchdog::new(),
+            rs485: Rs485::new(),
+            can: Can::new(),
+            northbound: Northbound::new(),
+        }))
+    }
+}

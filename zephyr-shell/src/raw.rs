@@ -1,0 +1,35 @@
+//! The C half, as `c/helio_shell.h` declares it.
+
+unsafe extern "C" {
+    pub fn helio_now_ns() -> u64;
+    pub fn helio_wait_until(deadline_ns: u64, spin: u32);
+    pub fn helio_reboot();
+
+    pub fn helio_uid() -> u64;
+
+    pub fn helio_node_init() -> i32;
+    pub fn helio_gate_set(on: u32) -> i32;
+    pub fn helio_balance_set(mask: u32) -> i32;
+    pub fn helio_luminaires_set(mask: u32) -> i32;
+    pub fn helio_watchdog_start(timeout_ms: u32) -> i32;
+    pub fn helio_watchdog_feed() -> i32;
+
+    pub fn helio_rs485_start(baud: u32) -> i32;
+    pub fn helio_rs485_read(to: *mut u8, size: usize, end_ns: *mut u64, is_break: *mut u32) -> i32;
+    pub fn helio_rs485_send(bytes: *const u8, count: usize) -> i32;
+    pub fn helio_rs485_send_break(microseconds: u32) -> i32;
+    pub fn helio_rs485_lost() -> u32;
+
+    pub fn helio_northbound_start() -> i32;
+    pub fn helio_northbound_read(to: *mut u8, size: usize) -> i32;
+    pub fn helio_northbound_write(bytes: *const u8, count: usize) -> i32;
+
+    pub fn helio_can_start(bitrate: u32, fd: u32, standard_id: u32, standard_mask: u32) -> i32;
+    pub fn helio_can_send(mailbox: u32, id: u32, flags: u32, data: *const u8, count: usize) -> i32;
+    pub fn helio_can_mailboxes() -> u32;
+    pub fn helio_can_receive(id: *mut u32, flags: *mut u32, data: *mut u8, at_ns: *mut u64) -> i32;
+    pub fn helio_can_tend() -> i32;
+    pub fn helio_can_state() -> u32;
+    pub fn helio_can_lost() -> u32;
+    pub fn helio_can_recoveries() -> u32;
+}
