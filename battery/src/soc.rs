@@ -70,6 +70,8 @@ const LOST_S: f32 = 20.0;
 const LOST: f32 = 3.0;
 /// Sigma of a state of charge of which nothing is known.
 const NOTHING_KNOWN: f32 = 0.3;
+/// Where the curve rises by so much, the voltage is asked afresh whatever was stored [mV per unit].
+const TELLING: f32 = 400.0;
 /// Share of the hysteresis that an unknown past leaves open (1 sigma).
 const HYSTERESIS_START: f32 = 0.6;
 /// A voltage excludes what is more than so many sigmas away.
@@ -110,20 +112,13 @@ enum Mode {
 struct Interval {
     lo: f32,
     hi: f32,
-    /// What `hi - lo` was at first.
-    full: f32,
-    /// Time since then [s].
+    /// Time since it began [s].
     age: f32,
 }
 
 impl Interval {
     fn new(lo: f32, hi: f32) -> Self {
-        Self {
-            lo,
-            hi,
-            full: hi - lo,
-            age: 0.0,
-        }
+        Self { lo, hi, age: 0.0 }
     }
     fn mid(&self) -> f32 {
         0.5 * (self.lo + self.hi)
@@ -307,7 +302,13 @@ impl SocFilter {
     fn start(&mut self, params: &CellParams, reading: Reading, initial: SocInit) {
         let known = match initial {
             SocInit::Stored { soc, sigma } if soc.is_finite() && sigma.is_finite() => {
-                let half = 0.5 / SHARE * sigma.clamp(0.002, NOTHING_KNOWN);
+                let slope = params.ocv_slope_mv(soc.clamp(0.0, 1.0), reading.temp_c, 0.1);
+                let least = if slope > TELLING {
+                    NOTHING_KNOWN
+                } else {
+                    0.002
+                };
+                let half = 0.5 / SHARE * sigma.clamp(least, NOTHING_KNOWN);
                 let soc = soc.clamp(0.0, 1.0);
                 Interval::new((soc - half).max(0.0), (soc + half).min(1.0))
             }
@@ -370,7 +371,8 @@ impl SocFilter {
             ..known
         };
         // When little is left of both, they do not make one sharp value but contradict each other: believe the voltage.
-        if interval.hi - interval.lo < 0.5 * known.full.min(said_hi - said_lo) {
+        let width = interval.hi - interval.lo;
+        if width < 0.5 * (known.hi - known.lo).min(said_hi - said_lo) || width < 2.0 * CURVE {
             interval = Interval {
                 age: known.age,
                 ..Interval::new(said_lo, said_hi)

@@ -144,6 +144,8 @@ struct Slow {
     per_k: Vec<f64>,
     hysteresis: Vec<f64>,
     activation: Option<f64>,
+    /// Slow loss by temperature [V], median over the middle.
+    loss: Vec<(f64, f64)>,
 }
 
 impl Slow {
@@ -207,11 +209,39 @@ impl Slow {
         for h in &mut hysteresis {
             *h = h.max(0.0);
         }
+        let loss = if activation.is_some() {
+            let middle = |gap: &[f64]| {
+                let left: Vec<f64> = (15..86).map(|k| gap[k] - hysteresis[k]).collect();
+                median(&left).max(1e-4)
+            };
+            both.iter()
+                .map(|(t, gap)| (t.temp_c, middle(gap)))
+                .collect()
+        } else {
+            Vec::new()
+        };
         Self {
             ocv,
             per_k,
             hysteresis,
             activation,
+            loss,
+        }
+    }
+
+    /// How much larger resistances are at one temperature than at another: by the slow losses where both were measured.
+    fn rise(&self, from_c: f64, to_c: f64, activation: f64) -> f64 {
+        let by_law = (activation * (1.0 / (to_c + KELVIN) - 1.0 / (from_c + KELVIN))).exp();
+        let near = |t: f64| {
+            let nearest = self
+                .loss
+                .iter()
+                .min_by(|a, b| (a.0 - t).abs().total_cmp(&(b.0 - t).abs()));
+            nearest.filter(|l| (l.0 - t).abs() < 6.0).map(|l| l.1)
+        };
+        match (near(from_c), near(to_c)) {
+            (Some(a), Some(b)) => b / a,
+            _ => by_law,
         }
     }
 
@@ -427,7 +457,14 @@ pub fn fit(
             });
         }
     }
-    for circuit in &mut circuits {
+    for (circuit, group) in circuits.iter_mut().zip(&groups) {
+        // A current that hardly changes cannot tell the fast from the slow: what fits it says little about a drive.
+        let dull = 1.0 - (liveliness(group) / 0.2).min(1.0);
+        circuit.doubt += 0.25 * dull;
+        circuit.sigma.iter_mut().for_each(|s| *s *= 1.0 + dull);
+        if dull > 0.5 {
+            notes.push(format!("at {:.0} °C the current hardly changes; resistances are taken to be known to {:.0} % only", circuit.temp_c, 100.0 * circuit.doubt));
+        }
         for s in &mut circuit.sigma {
             *s = (OUTSIDE * *s).max(FLOOR_V);
         }
@@ -464,10 +501,19 @@ pub fn fit(
         else {
             continue;
         };
-        let factor = (activation * (1.0 / (temp_c + KELVIN) - 1.0 / (near.temp_c + KELVIN))).exp();
+        let factor = slow.rise(near.temp_c, temp_c, activation);
+        // Diffusion, which the slow pairs stand for, rises less than charge transfer and electrolyte.
+        let slower = factor.powf(0.7);
         let mut c = near.clone();
         c.temp_c = temp_c;
-        for list in [&mut c.r0, &mut c.rk].into_iter().chain(&mut c.r) {
+        let [r1, r2, r3] = &mut c.r;
+        for (list, factor) in [
+            (&mut c.r0, factor),
+            (&mut c.rk, factor),
+            (r1, factor),
+            (r2, slower),
+            (r3, slower),
+        ] {
             list.iter_mut().for_each(|r| *r *= factor);
         }
         c.ik /= factor;
@@ -570,6 +616,20 @@ fn start_of(r: &Recording, slow: &Slow) -> f64 {
     let soc = 0.5 * (low + high);
     // A full cell relaxes below the voltage at which charging ended.
     if soc > 0.97 { 1.0 } else { soc }
+}
+
+/// Share of the current's square that is faster than about a minute.
+fn liveliness(runs: &[Run]) -> f64 {
+    let (mut fast, mut all) = (0.0, 1e-12);
+    for run in runs {
+        let mut slow = run.i.first().copied().unwrap_or(0.0);
+        for (i, dt) in run.i.iter().zip(&run.dt) {
+            slow += (1.0 - (-dt / 60.0).exp()) * (i - slow);
+            fast += dt * (i - slow).powi(2);
+            all += dt * i * i;
+        }
+    }
+    fast / all
 }
 
 /// Knots where the recordings are.
