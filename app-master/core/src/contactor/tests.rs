@@ -96,6 +96,17 @@ impl Plant {
         }
     }
 
+    /// Other contacts do not conduct from now on. One that comes back although its coil was fed all along joins the poles by
+    /// itself: nothing was commanded, so that is no step of the core's.
+    fn stick(&mut self, stuck: Drive) {
+        let joined = |c: Drive| c.negative && c.positive;
+        let before = joined(self.conducts());
+        self.stuck = stuck;
+        if !before && joined(self.conducts()) {
+            self.link_mv = self.pack_mv;
+        }
+    }
+
     fn drain(&mut self) {
         while let Some(drive) = self.core.poll_drive() {
             self.drive = drive;
@@ -701,10 +712,10 @@ proptest! {
                 5 => permit = false,
                 6 => plant.core.clear(plant.now),
                 7 => plant.measured = !plant.measured,
-                8 => plant.stuck = [NEGATIVE, PRECHARGE, POSITIVE, Drive::default()][millis as usize % 4],
+                8 => plant.stick([NEGATIVE, PRECHARGE, POSITIVE, Drive::default()][millis as usize % 4]),
                 9 => plant.link_ohm = [0.5, 50.0, 2_000.0][millis as usize % 3],
                 10 => plant.greedy = !plant.greedy,
-                _ => plant.stuck = Drive::default(),
+                _ => plant.stick(Drive::default()),
             }
             plant.core.set_permit(plant.now, permit);
             plant.drain();
