@@ -50,7 +50,17 @@ Severity = Literal["none", "warn", "derate", "trip"]
 What = Literal[
     "joined", "left", "replaced", "duplicate", "quarantined", "isolated", "released",
     "trip", "alarm", "command", "map",
+    "precharging", "contactors-closed", "contactors-opened", "contactors-dropped",
+    "contactors-retry", "contactors-failed",
 ]  # fmt: skip
+Contactors = Literal[
+    "none", "open", "precharging", "closed", "opening", "cooling down",
+    "negative contactor welded", "positive contactor or precharge relay welded",
+    "both contactors welded", "precharge path open", "short circuit at the link",
+    "precharge too slow", "contactor did not close", "terminal voltage not measured",
+]  # fmt: skip
+# For 2, 10 and 30 s.
+Horizons = Annotated[list[Uint], Field(min_length=3, max_length=3)]
 
 
 class Fault(IntEnum):
@@ -81,6 +91,12 @@ class Pack(Strict):
     members: Uint
     expected: Uint
     strings_connected: Uint
+    contactors: Contactors
+    link_mv: Uint | None
+    discharge_w: Horizons
+    charge_w: Horizons
+    discharge_ma: Horizons
+    charge_ma: Horizons
 
 
 class Head(Strict):

@@ -119,7 +119,7 @@ impl Master {
             e.str("bus")?.str("can-1m")?;
             e.str("load_ppm")?.u32(412_000)?;
             e.str("latency_max_us")?.null()?;
-            e.str("pack")?.map(12)?;
+            e.str("pack")?.map(18)?;
             self.pack(e)?;
             e.str("total")?.u64(self.nodes.len() as u64)?;
             e.str("off")?.u64(off)?.str("nodes")?;
@@ -148,7 +148,13 @@ impl Master {
         e.str("temp_max_dc")?.null()?;
         e.str("members")?.u64(self.nodes.len() as u64)?;
         e.str("expected")?.u8(127)?;
-        e.str("strings_connected")?.u8(1)?.ok()
+        e.str("strings_connected")?.u8(1)?;
+        e.str("contactors")?.str("closed")?;
+        e.str("link_mv")?.u32(51_990)?;
+        for key in ["discharge_w", "charge_w", "discharge_ma", "charge_ma"] {
+            e.str(key)?.array(3)?.u32(3_000)?.u32(2_000)?.u32(1_000)?;
+        }
+        Ok(())
     }
 
     fn telemetry(&self, request: &Request<'_>, out: &mut [u8]) -> usize {
@@ -183,7 +189,7 @@ impl Master {
         };
         match seq % 5 {
             1 => {
-                head(14, "pack")?;
+                head(20, "pack")?;
                 self.pack(e)?;
                 e.str("load_ppm")?.u32(1)?;
                 e.str("latency_max_us")?.u32(2_500)?.ok()
