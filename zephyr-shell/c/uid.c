@@ -45,7 +45,8 @@ static uint64_t fold(const uint8_t *bytes, size_t count)
 uint64_t helio_uid(void)
 {
 #ifdef CONFIG_ARCH_POSIX
-	if (uid_option != 0) {
+	/* The parser of the command line fills what was not given with ones. */
+	if (uid_option != 0 && uid_option != UINT64_MAX) {
 		return uid_option;
 	}
 #endif
