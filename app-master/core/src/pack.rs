@@ -94,6 +94,8 @@ pub enum PackState {
     Degraded,
     /// No string conducts because of a fault.
     Tripped,
+    /// It rests; everything else is as it was when it fell asleep.
+    Asleep,
 }
 
 /// What the master knows of one seat.

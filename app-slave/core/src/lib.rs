@@ -73,6 +73,18 @@ pub struct SlaveConfig {
     pub bleed: BleedConfig,
     /// What happens to a gate that is on when the master falls silent.
     pub on_master_loss: OnMasterLoss,
+    /// How it saves current while the pack rests; `None`: never.
+    pub sleep: Option<SlaveSleep>,
+}
+
+/// How a slave saves current: with its gate off, nothing to bleed and no master on the bus it measures seldom. It protects as
+/// ever, and is awake with the next SYNC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlaveSleep {
+    /// How long the master has been silent by then.
+    pub after: Duration,
+    /// Time between samples.
+    pub period: Duration,
 }
 
 impl SlaveConfig {
@@ -86,6 +98,7 @@ impl SlaveConfig {
             balance: BalanceConfig::default(),
             bleed: BleedConfig::default(),
             on_master_loss: OnMasterLoss::Keep,
+            sleep: None,
         }
     }
 }
@@ -119,6 +132,7 @@ pub struct Slave {
     uid: Uid,
     capabilities: Capabilities,
     on_master_loss: OnMasterLoss,
+    sleep: Option<SlaveSleep>,
     link: SlaveLink,
     protection: Protection,
     grid: Grid,
@@ -181,6 +195,7 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            sleep,
             ..
         } = config;
         let tripped = protection.severity() == Some(protection::Severity::Trip);
@@ -188,6 +203,7 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            sleep,
             link: SlaveLink::new(schedule, uid, capabilities),
             protection,
             grid: Grid::new(
@@ -234,6 +250,9 @@ impl Slave {
         self.complete = self.is_complete(sample);
         self.protection.handle_sample(now, sample);
         self.decide(now);
+        if let Some(period) = self.pace(now) {
+            self.protection.expect_sample(now + period);
+        }
 
         let hottest = self.note(sample);
         let change = match self.state {
@@ -300,7 +319,18 @@ impl Slave {
         self.handle_events(now);
         if measures(&self.capabilities) && self.grid.handle_timeout(now) {
             self.ask(now);
+            if let Some(period) = self.pace(now) {
+                self.grid.skip(now + period);
+            }
         }
+    }
+
+    /// The pace at which it measures because it sleeps.
+    fn pace(&self, now: Instant) -> Option<Duration> {
+        let sleep = self.sleep?;
+        let silent = now.since(self.grid.synced()) >= sleep.after;
+        let idle = self.state != State::Active && !self.balancer.is_balancing();
+        (silent && idle).then_some(sleep.period)
     }
 
     /// When to call [`Self::handle_timeout`] next.
@@ -423,6 +453,9 @@ impl Slave {
 
     fn handle_sync(&mut self, now: Instant) {
         bump(&mut self.counters.syncs);
+        if self.pace(now).is_some() {
+            self.protection.expect_sample(now);
+        }
         if self.link.node().is_some() {
             self.heard = Some(now);
             if !self.introduced {

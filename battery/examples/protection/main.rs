@@ -270,10 +270,9 @@ fn replay(file: &Path, mut limits: Limits) -> Run {
             let delay = limits
                 .rule(kind, Severity::Trip)
                 .map_or(Duration::ZERO, |r| r.delay);
-            let due = [&beyond, &before].iter().any(|b| {
-                b.get(&kind)
-                    .is_some_and(|since| now.since(*since) >= delay)
-            });
+            let due = [&beyond, &before]
+                .iter()
+                .any(|b| b.get(&kind).is_some_and(|since| now.since(*since) >= delay));
             let (demanded, other) = run.trips.entry(kind).or_default();
             *(if due { demanded } else { other }) += 1;
         }
