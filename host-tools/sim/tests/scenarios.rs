@@ -330,8 +330,8 @@ fn sleeps_and_comes_back(bus: BusKind) {
     let told = ["asleep", "awake", "alarm", "left", "joined"];
     let later = report.happenings.iter().filter(|h| h.at_s > 2.0);
     let story: Vec<(&str, _, f64)> = later
-        .filter(|h| told.contains(&&*h.what))
-        .map(|h| (&*h.what, h.node, h.at_s))
+        .filter(|h| told.contains(&h.what))
+        .map(|h| (h.what, h.node, h.at_s))
         .collect();
     let find = |what: &str| {
         let mut found = story.iter().filter(|s| s.0 == what);
