@@ -16,6 +16,7 @@
 mod can;
 mod clock;
 mod errno;
+mod management;
 mod node;
 mod northbound;
 mod raw;
@@ -24,6 +25,7 @@ mod rs485;
 pub use can::{Can, CanState, Frame, Health};
 pub use clock::{now, reboot, wait_until};
 pub use errno::Errno;
+pub use management::Management;
 pub use node::{Balance, Gate, Luminaires, Watchdog, uid};
 pub use northbound::Northbound;
 pub use rs485::{Heard, Rs485};
@@ -46,6 +48,8 @@ pub struct Peripherals {
     pub can: Can,
     /// The UART of clients; with `CONFIG_HELIO_NORTHBOUND` only.
     pub northbound: Northbound,
+    /// Images, settings and reset of this device; with `CONFIG_HELIO_MANAGEMENT` only.
+    pub management: Management,
 }
 
 impl Peripherals {
@@ -65,6 +69,7 @@ impl Peripherals {
             rs485: Rs485::new(),
             can: Can::new(),
             northbound: Northbound::new(),
+            management: Management::new(),
         }))
     }
 }

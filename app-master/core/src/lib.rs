@@ -41,7 +41,7 @@ use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
 use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
-use contactor::{ContactorConfig, Contactors, Drive, Terminals};
+use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
 use pack::{PackFigures, Seat, StringDecision, Strings, Topology};
@@ -808,12 +808,28 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             return len;
         }
         if request.header.group != heliograph::GROUP {
-            return request.reply(answer).rc(Rc::NotSupported);
+            let loaded = standard::reset(&request) == Some(false) && !self.may_reset();
+            let rc = if loaded {
+                Rc::BadState
+            } else {
+                Rc::NotSupported
+            };
+            return request.reply(answer).rc(rc);
         }
         match self.own_group(now, ticket, &request, answer) {
             Ok(len) => len,
             Err(fault) => request.reply(answer).fault(fault),
         }
+    }
+
+    /// Whether a datagram is for the device that the master runs on (images, settings, reset), and
+    /// nothing speaks against passing it on. A reset drops the contactors' load: while they are
+    /// closed it must be forced, else [`Self::handle_smp`] refuses it.
+    pub fn is_for_device(&self, datagram: &[u8]) -> bool {
+        helio_smp::accept(datagram, &mut []).is_ok_and(|request| {
+            standard::is_for_device(&request.header)
+                && (standard::reset(&request) != Some(false) || self.may_reset())
+        })
     }
 
     /// An answer that became due since the last call. Call after `handle_*` until `None`.
@@ -835,6 +851,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Whether an answer under this ticket may still come from [`Self::poll_smp`].
     pub fn is_waiting(&self, ticket: u32) -> bool {
         self.tunnel.is_waiting(ticket)
+    }
+
+    /// Whether nothing is lost when everything the master drives goes off.
+    fn may_reset(&self) -> bool {
+        self.contactors.as_ref().is_none_or(|c| {
+            !matches!(
+                c.state(),
+                ContactorState::Precharging | ContactorState::Closed | ContactorState::Opening
+            )
+        })
     }
 
     /// Passes a request on to a slave.
