@@ -11,18 +11,16 @@
 #![no_std]
 #![deny(unsafe_code)]
 
-mod bus;
 mod cells;
 mod config;
 
-use bus::Bus;
 use cells::Monitor;
 use helio_bus::Ranges;
 use helio_slave::{MAX_ANSWER, Slave, SlaveOutput};
 use helio_units::{Duration, Instant};
 use static_cell::StaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Peripherals, now};
+use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
 
 /// Called by zephyr-lang-rust's `main`.
 #[allow(
@@ -45,7 +43,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         |_| "an output of the heliograph,node does not start; check its GPIO or PWM controller",
     )?;
     let config = config::slave()?;
-    let schedule = config::schedule();
+    let schedule = zephyr_shell::schedule();
     printkln!(
         "heliograph slave {:016x}: {} cells, {} temperatures, {} anchors, {}, cycle {} us",
         config.uid.get(),
@@ -58,7 +56,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     let monitor = Monitor::new(&config)?;
     let slave = SLAVE.init_with(|| Slave::new(config, schedule));
     let bus = Bus::start(&mut parts)?;
-    if parts.watchdog.start(config::WATCHDOG).is_err() {
+    if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph slave: no watchdog on this board");
     }
     run(slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
@@ -72,7 +70,7 @@ fn run(
     answer: &mut [u8],
 ) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
-    let longest = Duration::from_nanos(config::WATCHDOG.as_nanos() / 4);
+    let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = None;
     loop {
         bus.receive(&mut parts, slave);

@@ -13,6 +13,7 @@
 //! the proof that nobody else uses it. All of it is for the one thread that took it.
 #![no_std]
 
+mod bus;
 mod can;
 mod clock;
 mod errno;
@@ -22,6 +23,7 @@ mod northbound;
 mod raw;
 mod rs485;
 
+pub use bus::{Bus, WATCHDOG, schedule};
 pub use can::{Can, CanState, Frame, Health};
 pub use clock::{now, reboot, wait_until};
 pub use errno::Errno;

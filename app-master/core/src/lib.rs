@@ -32,8 +32,8 @@ use helio_battery::CellParams;
 use helio_battery::balance::{BalanceConfig, ChargeBalance};
 use helio_battery::power::PowerLimits;
 use helio_bus::{
-    Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
-    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State,
+    Busy, CanFrame, CanId, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State, Station,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
@@ -1025,5 +1025,36 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         };
         self.log.push(now, Record::Event(event));
         Ok(())
+    }
+}
+
+impl<const SEATS: usize, const LOG: usize> Station for Master<SEATS, LOG> {
+    fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
+        self.handle_serial(now, bytes);
+    }
+
+    fn handle_break(&mut self, now: Instant) {
+        self.handle_break(now);
+    }
+
+    fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.poll_serial(now)
+    }
+
+    /// The master hears everything.
+    fn accepts(&self, _id: CanId) -> bool {
+        true
+    }
+
+    fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.handle_can(now, frame);
+    }
+
+    fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.handle_sent(now, mailbox);
+    }
+
+    fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.poll_can(now, mailbox)
     }
 }

@@ -51,8 +51,9 @@ use helio_battery::protection::{
 };
 use helio_battery::{BalanceConfig, Sample};
 use helio_bus::{
-    Alarm, CanFrame, CanOut, Capabilities, Cells, Mailbox, Order, Ranges, Schedule, SerialOut,
-    Severity, SlaveEvent, SlaveLink, SlaveState, State as Said, Temperatures,
+    Alarm, CanFrame, CanId, CanOut, Capabilities, Cells, Mailbox, Order, Ranges, Schedule,
+    SerialOut, Severity, SlaveEvent, SlaveLink, SlaveState, State as Said, Station, Temperatures,
+    slave_accepts,
 };
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, TagId, Uid};
 use management::{Answer, Counters, View, bump};
@@ -730,6 +731,36 @@ impl Slave {
         if reply.is_empty() || self.link.send_datagram(reply).is_err() {
             bump(&mut self.counters.unanswered);
         }
+    }
+}
+
+impl Station for Slave {
+    fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
+        self.handle_serial(now, bytes);
+    }
+
+    fn handle_break(&mut self, now: Instant) {
+        self.handle_break(now);
+    }
+
+    fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.poll_serial(now)
+    }
+
+    fn accepts(&self, id: CanId) -> bool {
+        slave_accepts(id, self.node())
+    }
+
+    fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.handle_can(now, frame);
+    }
+
+    fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.handle_sent(now, mailbox);
+    }
+
+    fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.poll_can(now, mailbox)
     }
 }
 
