@@ -185,7 +185,7 @@ fn reply(request: &Request<'_>, out: &mut [u8], body: &Value) -> usize {
     ciborium::into_writer(body, &mut octets).unwrap();
     let header = Header {
         length: octets.len() as u16,
-        ..request.reply(&mut []).header
+        ..request.header.reply()
     };
     let datagram = [&header.encode()[..], &octets].concat();
     out[..datagram.len()].copy_from_slice(&datagram);
