@@ -53,7 +53,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         schedule.kind.name(),
         schedule.cycle.as_micros()
     );
-    let monitor = Monitor::new(&config)?;
+    let monitor = Monitor::new(&config, &mut parts)?;
     let slave = SLAVE.init_with(|| Slave::new(config, schedule));
     let bus = Bus::start(&mut parts)?;
     if parts.watchdog.start(WATCHDOG).is_err() {
@@ -90,14 +90,19 @@ fn run(
         if told != Some(seen) {
             told = Some(seen);
             match seen.0 {
-                Some(node) => printkln!("heliograph slave: seat {}, {:?}", node.get(), seen.1),
-                None => printkln!("heliograph slave: no seat, {:?}", seen.1),
+                Some(node) => say(format_args!("seat {}, {:?}", node.get(), seen.1)),
+                None => say(format_args!("no seat, {:?}", seen.1)),
             }
         }
         parts.watchdog.feed();
         let due = slave.poll_timeout().unwrap_or(Instant::MAX);
         bus.wait_until(due.min(now() + longest));
     }
+}
+
+/// A line on the console, with the time since boot.
+fn say(what: core::fmt::Arguments<'_>) {
+    printkln!("heliograph slave: {} ms: {}", now().as_millis(), what);
 }
 
 fn carry_out(
@@ -107,11 +112,16 @@ fn carry_out(
     output: SlaveOutput,
 ) {
     let failed = match output {
-        SlaveOutput::Gate(on) => parts.gate.set(on).is_err(),
+        SlaveOutput::Gate(on) => {
+            // Switched first, told after.
+            let failed = parts.gate.set(on).is_err();
+            say(format_args!("gate {}", if on { "on" } else { "off" }));
+            failed
+        }
         SlaveOutput::Balance(mask) => monitor.balance(parts, mask).is_err(),
         SlaveOutput::SampleNow => {
             // What cannot be read is missing in the sample, and protection knows what that means.
-            let sample = monitor.sample(now());
+            let sample = monitor.sample();
             slave.handle_sample(now(), &sample);
             false
         }

@@ -9,6 +9,8 @@ pub struct Errno(pub i32);
 impl Errno {
     /// No such device, or it has not started.
     pub const NO_DEVICE: Self = Self(-19);
+    /// A value that the driver does not take.
+    pub const INVALID: Self = Self(-22);
     /// Still at work with what came before.
     pub const BUSY: Self = Self(-16);
 
