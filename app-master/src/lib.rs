@@ -10,17 +10,15 @@
 #![no_std]
 #![deny(unsafe_code)]
 
-mod bus;
 mod clients;
 mod config;
 
-use bus::Bus;
 use clients::Clients;
 use helio_master::Master;
 use helio_units::{Duration, Instant};
 use static_cell::StaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Peripherals, now};
+use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
 
 /// The core with as many seats and records as this image has memory for.
 pub type Core = Master<{ config::SEATS }, { config::RECORDS }>;
@@ -44,7 +42,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     let mut parts = Peripherals::take()
         .ok_or("started twice")?
         .map_err(|_| "an output of the heliograph,node does not start")?;
-    let schedule = config::schedule();
+    let schedule = zephyr_shell::schedule();
     printkln!(
         "heliograph master: {} seats, {}, cycle {} us",
         schedule.seats,
@@ -58,7 +56,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         .northbound
         .start()
         .map_err(|_| "the northbound UART does not start")?;
-    if parts.watchdog.start(config::WATCHDOG).is_err() {
+    if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph master: no watchdog on this board");
     }
     run(master, parts, bus, clients)
@@ -66,7 +64,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
 
 fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
-    let longest = Duration::from_nanos(config::WATCHDOG.as_nanos() / 4);
+    let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = 0;
     loop {
         bus.receive(&mut parts, master);

@@ -33,8 +33,8 @@ use helio_battery::CellParams;
 use helio_battery::balance::{BalanceConfig, ChargeBalance};
 use helio_battery::power::PowerLimits;
 use helio_bus::{
-    Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
-    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State,
+    Busy, CanFrame, CanId, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State, Station,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
@@ -42,7 +42,7 @@ use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
 use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
-use contactor::{ContactorConfig, Contactors, Drive, Terminals};
+use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
 use pack::{PackFigures, PackState, Seat, StringDecision, Strings, Topology};
@@ -962,12 +962,28 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             return len;
         }
         if request.header.group != heliograph::GROUP {
-            return request.reply(answer).rc(Rc::NotSupported);
+            let loaded = standard::reset(&request) == Some(false) && !self.may_reset();
+            let rc = if loaded {
+                Rc::BadState
+            } else {
+                Rc::NotSupported
+            };
+            return request.reply(answer).rc(rc);
         }
         match self.own_group(now, ticket, &request, answer) {
             Ok(len) => len,
             Err(fault) => request.reply(answer).fault(fault),
         }
+    }
+
+    /// Whether a datagram is for the device that the master runs on (images, settings, reset), and
+    /// nothing speaks against passing it on. A reset drops the contactors' load: while they are
+    /// closed it must be forced, else [`Self::handle_smp`] refuses it.
+    pub fn is_for_device(&self, datagram: &[u8]) -> bool {
+        helio_smp::accept(datagram, &mut []).is_ok_and(|request| {
+            standard::is_for_device(&request.header)
+                && (standard::reset(&request) != Some(false) || self.may_reset())
+        })
     }
 
     /// An answer that became due since the last call. Call after `handle_*` until `None`.
@@ -989,6 +1005,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Whether an answer under this ticket may still come from [`Self::poll_smp`].
     pub fn is_waiting(&self, ticket: u32) -> bool {
         self.tunnel.is_waiting(ticket)
+    }
+
+    /// Whether nothing is lost when everything the master drives goes off.
+    fn may_reset(&self) -> bool {
+        self.contactors.as_ref().is_none_or(|c| {
+            !matches!(
+                c.state(),
+                ContactorState::Precharging | ContactorState::Closed | ContactorState::Opening
+            )
+        })
     }
 
     /// Passes a request on to a slave.
@@ -1157,5 +1183,36 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         };
         self.log.push(now, Record::Event(event));
         Ok(())
+    }
+}
+
+impl<const SEATS: usize, const LOG: usize> Station for Master<SEATS, LOG> {
+    fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
+        self.handle_serial(now, bytes);
+    }
+
+    fn handle_break(&mut self, now: Instant) {
+        self.handle_break(now);
+    }
+
+    fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.poll_serial(now)
+    }
+
+    /// The master hears everything.
+    fn accepts(&self, _id: CanId) -> bool {
+        true
+    }
+
+    fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.handle_can(now, frame);
+    }
+
+    fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.handle_sent(now, mailbox);
+    }
+
+    fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.poll_can(now, mailbox)
     }
 }
