@@ -505,7 +505,7 @@ impl Strings {
             let mut members = self.members(string, seats);
             *place = members
                 .try_fold(0, |sum, (_, seat)| {
-                    let fit = seat.is_healthy() && seat.is_valid(now) && settled;
+                    let fit = seat.is_healthy() && seat.is_valid(now);
                     Some(sum + fit.then(|| seat.rest_mv(params))??)
                 })
                 .filter(|_| settled);
@@ -765,6 +765,30 @@ mod tests {
     }
 
     #[test]
+    fn strings_that_fell_ill_or_old_since_they_were_whole_are_not_the_first_to_be_connected() {
+        for old in [false, true] {
+            let mut s = strings();
+            let mut seats = [seat(3_900), seat(3_900), seat(3_700), seat(3_700)];
+            update(&mut s, NOW, &seats);
+            let now = match old {
+                // All have become old but the lower string, which would not be the first otherwise.
+                true => NOW + Duration::from_secs(2),
+                false => SETTLED,
+            };
+            if old {
+                for seat in &mut seats[2..] {
+                    let cells = [Some(Millivolts(3_700)); 4];
+                    seat.handle_cells(now, &NMC_5000MAH, 0, &cells);
+                }
+            } else {
+                seats[0].summary.severity = Severity::Trip;
+            }
+            update(&mut s, now, &seats);
+            assert_eq!(conducting(&s), [false, false, true, true], "old: {old}");
+        }
+    }
+
+    #[test]
     fn a_missing_cell_keeps_its_string_open() {
         let (mut s, mut seats) = (strings(), [3_900; 4].map(seat));
         seats[0] = seat(3_900);
@@ -941,9 +965,18 @@ mod tests {
             seat.summary.current = (ma != 0).then_some(Milliamps(ma));
         }
         assert_eq!(s.figures(&seats).current, Milliamps(1_100 + 2_000));
+        seats[0].summary.state = SlaveState::Isolated;
+        let state = s.figures(&seats).state;
+        assert_eq!(state, PackState::Degraded, "before it is opened");
+        seats[0].summary.state = SlaveState::Standby;
         seats[2].leave(false);
         let figures = s.figures(&seats);
         assert_eq!((figures.members, figures.expected), (3, 4));
+        let fresh = strings().figures(&seats);
+        assert_eq!(
+            (fresh.state, fresh.strings_connected),
+            (PackState::Degraded, 0)
+        );
         for seat in &mut seats {
             seat.summary.state = SlaveState::Tripped;
         }

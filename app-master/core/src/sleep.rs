@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(s.update(at(669), IDLE), None);
         assert_eq!(s.poll_timeout(), Some(at(670)));
         assert_eq!(s.update(at(670), IDLE), Some(Change::Looking));
-        assert!(s.is_checking() && !s.is_asleep());
+        assert_eq!((s.is_checking(), s.is_asleep()), (true, false));
         assert_eq!(s.update(at(671), IDLE), None);
         assert_eq!(s.poll_timeout(), Some(at(672)));
         assert_eq!(s.update(at(672), IDLE), Some(Change::Asleep));

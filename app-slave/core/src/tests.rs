@@ -660,6 +660,19 @@ fn an_order_to_balance_runs_out_unless_repeated() {
 }
 
 #[test]
+fn an_order_to_balance_that_ran_out_counts_no_more_even_before_the_timer_says_so() {
+    let mut config = config();
+    config.bleed.order_limit = ms(1_000);
+    let mut rig = Rig::active_with(config);
+    rig.order(Order::Balance(1));
+    rig.run(ms(500));
+    assert_eq!(rig.bled, 1);
+    rig.now += ms(1_000);
+    rig.sample(&healthy());
+    assert_eq!(rig.bled, 0);
+}
+
+#[test]
 fn nothing_is_bled_when_hot_or_of_unknown_temperature() {
     for (temp, bled) in [(Some(500), true), (Some(501), false), (None, false)] {
         let mut config = config();
