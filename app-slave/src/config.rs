@@ -27,6 +27,7 @@ pub fn slave() -> Result<SlaveConfig, &'static str> {
             0 => OnMasterLoss::Keep,
             ms => OnMasterLoss::OpenAfter(Duration::from_millis(ms as u64)),
         },
+        device: cfg!(CONFIG_HELIO_MANAGEMENT),
         ..SlaveConfig::new(uid, capabilities, limits)
     })
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! wake: driver or deadline --> what was heard --> Slave::handle_* --> poll_output: gate, balance, sample, light
-//!   ^                                                             --> poll_serial or poll_can: the bus
+//!   ^                                                             --> poll_request: images, settings, reset
+//!   |                                                             --> poll_serial or poll_can: the bus
 //!   '------------- wait_until(poll_timeout), watchdog fed ------------'
 //! ```
 //!
@@ -15,7 +16,7 @@ mod config;
 
 use cells::Monitor;
 use helio_bus::Ranges;
-use helio_slave::{Slave, SlaveOutput};
+use helio_slave::{MAX_ANSWER, Slave, SlaveOutput};
 use helio_units::{Duration, Instant};
 use static_cell::StaticCell;
 use zephyr::printkln;
@@ -37,6 +38,7 @@ extern "C" fn rust_main() {
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
     static SLAVE: StaticCell<Slave> = StaticCell::new();
+    static ANSWER: StaticCell<[u8; MAX_ANSWER]> = StaticCell::new();
     let mut parts = Peripherals::take().ok_or("started twice")?.map_err(
         |_| "an output of the heliograph,node does not start; check its GPIO or PWM controller",
     )?;
@@ -57,10 +59,16 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph slave: no watchdog on this board");
     }
-    run(slave, parts, bus, monitor)
+    run(slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
 }
 
-fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Bus, mut monitor: Monitor) -> ! {
+fn run(
+    slave: &mut Slave,
+    mut parts: Peripherals,
+    mut bus: Bus,
+    mut monitor: Monitor,
+    answer: &mut [u8],
+) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
     let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = None;
@@ -69,6 +77,13 @@ fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Bus, mut monitor: Mon
         slave.handle_timeout(now());
         while let Some(output) = slave.poll_output() {
             carry_out(slave, &mut parts, &mut monitor, output);
+        }
+        if let Some(request) = slave.poll_request() {
+            // While the one before is at work it is dropped, and the client asks again.
+            let _ = parts.management.request(request);
+        }
+        if let Some(answer) = parts.management.answer(answer) {
+            slave.handle_answer(answer);
         }
         bus.transmit(&mut parts, slave);
         let seen = (slave.node(), slave.state());

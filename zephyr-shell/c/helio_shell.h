@@ -68,4 +68,8 @@ int helio_northbound_start(void);
 int helio_northbound_read(uint8_t *to, size_t size);
 int helio_northbound_write(const uint8_t *bytes, size_t count);
 
+/* management.c */
+int helio_management_request(const uint8_t *datagram, size_t count);
+int helio_management_answer(uint8_t *to, size_t size);
+
 #endif

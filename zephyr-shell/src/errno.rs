@@ -31,6 +31,7 @@ impl fmt::Display for Errno {
             -22 => "invalid value",
             -61 => "no data",
             -95 | -134 => "not supported",
+            -90 | -122 => "too long",
             -100 => "network is down",
             -110 | -116 => "timed out",
             _ => return write!(f, "error {}", self.0),

@@ -19,6 +19,7 @@ mod can;
 mod clock;
 mod errno;
 mod i2c;
+mod management;
 mod node;
 mod northbound;
 mod raw;
@@ -30,6 +31,7 @@ pub use can::{Can, CanState, Frame, Health};
 pub use clock::{now, reboot, wait_until};
 pub use errno::Errno;
 pub use i2c::I2c;
+pub use management::Management;
 pub use node::{Balance, Gate, Luminaires, Watchdog, simulated_over_voltage, uid};
 pub use northbound::Northbound;
 pub use rs485::{Heard, Rs485};
@@ -56,6 +58,8 @@ pub struct Peripherals {
     pub adc: Adc,
     /// The UART of clients; with `CONFIG_HELIO_NORTHBOUND` only.
     pub northbound: Northbound,
+    /// Images, settings and reset of this device; with `CONFIG_HELIO_MANAGEMENT` only.
+    pub management: Management,
 }
 
 impl Peripherals {
@@ -77,6 +81,7 @@ impl Peripherals {
             i2c: Some(I2c::new()),
             adc: Adc::new(),
             northbound: Northbound::new(),
+            management: Management::new(),
         }))
     }
 }

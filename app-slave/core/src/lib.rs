@@ -31,6 +31,10 @@
 //! What waits for [`Slave::poll_output`] is no queue but one place per kind, so nothing overflows:
 //! a newer decision replaces an older one that nobody fetched, except that a `Gate(false)` is
 //! always delivered, and first.
+//!
+//! Management datagrams that the core cannot answer, since they are about the device (images,
+//! settings, reset), come out of [`Slave::poll_request`] and their answers go in through
+//! [`Slave::handle_answer`], if [`SlaveConfig::device`] says that somebody is there to answer.
 #![no_std]
 
 mod balance;
@@ -38,7 +42,7 @@ mod grid;
 mod management;
 
 pub use balance::BleedConfig;
-pub use management::DIAGNOSTICS;
+pub use management::{DIAGNOSTICS, MAX_ANSWER};
 
 use balance::Balancer;
 use grid::Grid;
@@ -52,7 +56,7 @@ use helio_bus::{
     slave_accepts,
 };
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, TagId, Uid};
-use management::{Counters, View, bump};
+use management::{Answer, Counters, View, bump};
 
 /// Everything a slave has to know about itself.
 #[derive(Clone, Debug)]
@@ -74,6 +78,20 @@ pub struct SlaveConfig {
     pub bleed: BleedConfig,
     /// What happens to a gate that is on when the master falls silent.
     pub on_master_loss: OnMasterLoss,
+    /// How it saves current while the pack rests; `None`: never.
+    pub sleep: Option<SlaveSleep>,
+    /// Somebody carries out [`Slave::poll_request`]; else such requests are refused.
+    pub device: bool,
+}
+
+/// How a slave saves current: with its gate off, nothing to bleed and no master on the bus it measures seldom. It protects as
+/// ever, and is awake with the next SYNC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlaveSleep {
+    /// How long the master has been silent by then.
+    pub after: Duration,
+    /// Time between samples.
+    pub period: Duration,
 }
 
 impl SlaveConfig {
@@ -87,6 +105,8 @@ impl SlaveConfig {
             balance: BalanceConfig::default(),
             bleed: BleedConfig::default(),
             on_master_loss: OnMasterLoss::Keep,
+            sleep: None,
+            device: false,
         }
     }
 }
@@ -120,6 +140,8 @@ pub struct Slave {
     uid: Uid,
     capabilities: Capabilities,
     on_master_loss: OnMasterLoss,
+    sleep: Option<SlaveSleep>,
+    device: bool,
     link: SlaveLink,
     protection: Protection,
     grid: Grid,
@@ -139,7 +161,9 @@ pub struct Slave {
     /// Of the measurement in `said`.
     sampled_at: Option<Instant>,
     waiting: Waiting,
-    reply: [u8; management::REPLY],
+    /// An answer while it is written, or the first `request` octets for the device.
+    reply: [u8; MAX_ANSWER],
+    request: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +206,8 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            sleep,
+            device,
             ..
         } = config;
         let tripped = protection.severity() == Some(protection::Severity::Trip);
@@ -189,6 +215,8 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            sleep,
+            device,
             link: SlaveLink::new(schedule, uid, capabilities),
             protection,
             grid: Grid::new(
@@ -218,7 +246,8 @@ impl Slave {
                 light: (capabilities.anchors > 0).then(|| mask(capabilities.anchors)),
                 ..Waiting::default()
             },
-            reply: [0; management::REPLY],
+            reply: [0; MAX_ANSWER],
+            request: 0,
         }
     }
 
@@ -235,6 +264,9 @@ impl Slave {
         self.complete = self.is_complete(sample);
         self.protection.handle_sample(now, sample);
         self.decide(now);
+        if let Some(period) = self.pace(now) {
+            self.protection.expect_sample(now + period);
+        }
 
         let hottest = self.note(sample);
         let change = match self.state {
@@ -301,7 +333,18 @@ impl Slave {
         self.handle_events(now);
         if measures(&self.capabilities) && self.grid.handle_timeout(now) {
             self.ask(now);
+            if let Some(period) = self.pace(now) {
+                self.grid.skip(now + period);
+            }
         }
+    }
+
+    /// The pace at which it measures because it sleeps.
+    fn pace(&self, now: Instant) -> Option<Duration> {
+        let sleep = self.sleep?;
+        let silent = now.since(self.grid.synced()) >= sleep.after;
+        let idle = self.state != State::Active && !self.balancer.is_balancing();
+        (silent && idle).then_some(sleep.period)
     }
 
     /// When to call [`Self::handle_timeout`] next.
@@ -338,6 +381,21 @@ impl Slave {
             return Some(SlaveOutput::Gate(true));
         }
         w.light.take().map(SlaveOutput::Light)
+    }
+
+    /// A datagram for the device that came over the bus, handed over once. Its answer, whenever
+    /// there is one, goes to [`Self::handle_answer`]; a newer datagram replaces one that nobody
+    /// fetched.
+    pub fn poll_request(&mut self) -> Option<&[u8]> {
+        let length = core::mem::take(&mut self.request);
+        self.reply.get(..length).filter(|r| !r.is_empty())
+    }
+
+    /// What the device answers to a datagram from [`Self::poll_request`].
+    pub fn handle_answer(&mut self, datagram: &[u8]) {
+        if datagram.len() > MAX_ANSWER || self.link.send_datagram(datagram).is_err() {
+            bump(&mut self.counters.unanswered);
+        }
     }
 
     /// What to send from this CAN mailbox; call when it is free.
@@ -424,6 +482,9 @@ impl Slave {
 
     fn handle_sync(&mut self, now: Instant) {
         bump(&mut self.counters.syncs);
+        if self.pace(now).is_some() {
+            self.protection.expect_sample(now);
+        }
         if self.link.node().is_some() {
             self.heard = Some(now);
             if !self.introduced {
@@ -674,6 +735,8 @@ impl Slave {
             now,
             uid: self.uid,
             node,
+            device: self.device,
+            gate_on: self.state == State::Active,
             capabilities: self.capabilities,
             said: &self.said,
             sampled_at: self.sampled_at,
@@ -681,7 +744,21 @@ impl Slave {
             link: &link,
             protection: &self.protection,
         };
-        let length = management::answer(request, &mut self.reply, &view);
+        self.request = 0;
+        let length = match management::answer(request, &mut self.reply, &view) {
+            Answer::Core(length) => length,
+            Answer::Device => {
+                match self.reply.get_mut(..request.len()) {
+                    Some(place) => {
+                        place.copy_from_slice(request);
+                        self.request = request.len();
+                    }
+                    // Longer than we said we take.
+                    None => bump(&mut self.counters.unanswered),
+                }
+                return;
+            }
+        };
         let reply = self.reply.get(..length).unwrap_or(&[]);
         // A client whose answer is lost asks again.
         if reply.is_empty() || self.link.send_datagram(reply).is_err() {

@@ -12,6 +12,7 @@ mod bridge;
 mod broker;
 mod cell;
 mod demo;
+mod fw;
 mod hub;
 mod locate;
 mod map;
@@ -62,6 +63,9 @@ enum Command {
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
     Broker(broker::Args),
+    /// Firmware of masters and slaves: list, upload, try, confirm, reset.
+    #[command(subcommand)]
+    Fw(fw::Command),
     /// Join firmwares in emulation (native_sim, QEMU) to one RS485 or CAN bus.
     Hub(hub::Args),
 }
@@ -107,6 +111,7 @@ fn main() -> ExitCode {
         Command::Analyse(command) => analyse::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
+        Command::Fw(command) => fw::run(&command),
         Command::Hub(args) => hub::run(args),
     };
     match done {
