@@ -8,7 +8,7 @@ use helio_units::Duration;
 use zephyr::kconfig::*;
 
 /// Seats that the core has room for.
-pub const SEATS: usize = 32;
+pub const SEATS: usize = CONFIG_HELIO_MASTER_SEATS as usize;
 /// Records kept for clients.
 pub const RECORDS: usize = 64;
 

@@ -37,7 +37,6 @@ extern "C" fn rust_main() {
 }
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
-    static MASTER: StaticCell<Core> = StaticCell::new();
     static CLIENTS: StaticCell<Clients> = StaticCell::new();
     let mut parts = Peripherals::take()
         .ok_or("started twice")?
@@ -49,7 +48,9 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         schedule.kind.name(),
         schedule.cycle.as_micros()
     );
-    let master = MASTER.init_with(|| Master::new(config::master(schedule)));
+    // Not static: it is built on the stack before it could be moved anywhere, and would take its
+    // room twice for good.
+    let mut master = Master::new(config::master(schedule));
     let clients = CLIENTS.init_with(Clients::new);
     let bus = Bus::start(&mut parts)?;
     parts
@@ -59,7 +60,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph master: no watchdog on this board");
     }
-    run(master, parts, bus, clients)
+    run(&mut master, parts, bus, clients)
 }
 
 fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {
