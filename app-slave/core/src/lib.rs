@@ -38,6 +38,7 @@ mod grid;
 mod management;
 
 pub use balance::BleedConfig;
+pub use helio_positioning::{CHIP_RATE_HZ, FRAME_CHIPS, LightCode};
 pub use management::DIAGNOSTICS;
 
 use balance::Balancer;
@@ -73,6 +74,9 @@ pub struct SlaveConfig {
     pub bleed: BleedConfig,
     /// What happens to a gate that is on when the master falls silent.
     pub on_master_loss: OnMasterLoss,
+    /// Identity that luminaire 0 blinks, those of the others follow it; `None`: sixteen times the
+    /// seat. Give one where two masters light one room.
+    pub light_id: Option<u16>,
 }
 
 impl SlaveConfig {
@@ -86,6 +90,7 @@ impl SlaveConfig {
             balance: BalanceConfig::default(),
             bleed: BleedConfig::default(),
             on_master_loss: OnMasterLoss::Keep,
+            light_id: None,
         }
     }
 }
@@ -112,6 +117,14 @@ pub enum SlaveOutput {
     RangeNow(TagId),
     /// Let these luminaires shine and no others, bit 0 is anchor 0.
     Light(u16),
+    /// Let each luminaire that shines repeat the chips of [`light_code`] of this identity and its
+    /// own number at [`CHIP_RATE_HZ`]. Until then they shine steadily.
+    Identify(u16),
+}
+
+/// What luminaire `anchor` of a slave repeats for ever, given what [`SlaveOutput::Identify`] said.
+pub fn light_code(first: u16, anchor: u8) -> LightCode {
+    LightCode::new(first.wrapping_add(u16::from(anchor)))
 }
 
 /// The core of one slave.
@@ -119,6 +132,7 @@ pub struct Slave {
     uid: Uid,
     capabilities: Capabilities,
     on_master_loss: OnMasterLoss,
+    light_id: Option<u16>,
     link: SlaveLink,
     protection: Protection,
     grid: Grid,
@@ -159,6 +173,7 @@ struct Waiting {
     sample: bool,
     range: Option<TagId>,
     light: Option<u16>,
+    identify: Option<u16>,
 }
 
 impl Slave {
@@ -181,6 +196,7 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            light_id,
             ..
         } = config;
         let tripped = protection.severity() == Some(protection::Severity::Trip);
@@ -188,6 +204,7 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            light_id,
             link: SlaveLink::new(schedule, uid, capabilities),
             protection,
             grid: Grid::new(
@@ -215,6 +232,7 @@ impl Slave {
                 gate_off: true,
                 balance: Some(0),
                 light: (capabilities.anchors > 0).then(|| mask(capabilities.anchors)),
+                identify: light_id.filter(|_| capabilities.anchors > 0),
                 ..Waiting::default()
             },
             reply: [0; management::REPLY],
@@ -336,7 +354,10 @@ impl Slave {
         if core::mem::take(&mut w.gate_on) {
             return Some(SlaveOutput::Gate(true));
         }
-        w.light.take().map(SlaveOutput::Light)
+        if let Some(mask) = w.light.take() {
+            return Some(SlaveOutput::Light(mask));
+        }
+        w.identify.take().map(SlaveOutput::Identify)
     }
 
     /// What to send from this CAN mailbox; call when it is free.
@@ -393,9 +414,12 @@ impl Slave {
 
     fn handle_event(&mut self, now: Instant, event: SlaveEvent) {
         match event {
-            SlaveEvent::Joined(_) => {
+            SlaveEvent::Joined(node) => {
                 self.heard = Some(now);
                 self.introduced = false;
+                if self.capabilities.anchors > 0 && self.light_id.is_none() {
+                    self.waiting.identify = Some(16 * u16::from(node.get()));
+                }
             }
             SlaveEvent::Left(_) => {
                 self.introduced = false;
