@@ -10,6 +10,7 @@
 //! join     getting a seat        seats     who sits where
 //! budget   how much at most      segment   datagrams over frames
 //! superframe  RS485: how it is spelt, and every place in time
+//! station     what a shell needs of either end
 //! analysis    how late each message can be, and how many slaves fit
 //! ```
 #![no_std]
@@ -24,10 +25,13 @@ mod e2e;
 mod join;
 mod master;
 pub mod message;
+#[cfg(feature = "model")]
+pub mod model;
 mod schedule;
 mod seats;
 mod segment;
 mod slave;
+mod station;
 mod superframe;
 mod wire;
 
@@ -38,6 +42,8 @@ pub use message::*;
 pub use schedule::Schedule;
 pub use segment::MAX_DATAGRAM;
 pub use slave::{SlaveLink, SlaveStats};
+pub use station::Station;
+pub use superframe::{decode_message as decode_serial, encode_message as encode_serial};
 pub use wire::{DecodeError, Decoded, decode as decode_can, encode as encode_can};
 
 /// Not taken: too much is under way; try again after some time. Also the answer to a datagram

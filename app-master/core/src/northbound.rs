@@ -48,6 +48,7 @@ pub fn pack_state(s: PackState) -> &'static str {
         PackState::Ready => "ready",
         PackState::Degraded => "degraded",
         PackState::Tripped => "tripped",
+        PackState::Asleep => "asleep",
     }
 }
 
@@ -65,6 +66,8 @@ pub fn what(w: What) -> &'static str {
         What::Alarm => "alarm",
         What::Command => "command",
         What::Map => "map",
+        What::Asleep => "asleep",
+        What::Awake => "awake",
         What::Contactors(event) => match event {
             ContactorEvent::Precharging => "precharging",
             ContactorEvent::Closed => "contactors-closed",
@@ -326,6 +329,8 @@ fn sentence(v: &Event, out: &mut heapless::String<96>) {
             None => write!(out, "slave {n}: alarm"),
         },
         (What::Map, _) => write!(out, "the anchor map was replaced"),
+        (What::Asleep, _) => write!(out, "the pack fell asleep"),
+        (What::Awake, _) => write!(out, "the pack woke up"),
         (What::Command, _) => write!(out, "an operator's command was taken"),
         (What::Contactors(event), _) => match event {
             ContactorEvent::Precharging => write!(out, "the link is being precharged"),

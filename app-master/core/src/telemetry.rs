@@ -119,6 +119,10 @@ pub enum What {
     Command,
     /// The anchor map was replaced.
     Map,
+    /// The pack rests: all open, the bus quiet.
+    Asleep,
+    /// The pack is awake again.
+    Awake,
     /// The main contactors.
     Contactors(crate::contactor::ContactorEvent),
 }

@@ -13,6 +13,8 @@ mod bridge;
 mod broker;
 mod cell;
 mod demo;
+mod fw;
+mod export;
 mod hub;
 mod light;
 mod locate;
@@ -63,10 +65,16 @@ enum Command {
     /// Prove from a scenario's bus how late each message can be.
     #[command(subcommand)]
     Analyse(analyse::Command),
+    /// Describe the plant for other people's tools: a DBC of its messages.
+    #[command(subcommand)]
+    Export(export::Command),
     /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
     Broker(broker::Args),
+    /// Firmware of masters and slaves: list, upload, try, confirm, reset.
+    #[command(subcommand)]
+    Fw(fw::Command),
     /// Join firmwares in emulation (native_sim, QEMU) to one RS485 or CAN bus.
     Hub(hub::Args),
 }
@@ -111,8 +119,10 @@ fn main() -> ExitCode {
         Command::Light(command) => light::run(&command),
         Command::Cell(command) => cell::run(command),
         Command::Analyse(command) => analyse::run(command),
+        Command::Export(command) => export::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
+        Command::Fw(command) => fw::run(&command),
         Command::Hub(args) => hub::run(args),
     };
     match done {

@@ -45,6 +45,8 @@ pub enum PackState {
     Degraded,
     /// Some slave tripped.
     Tripped,
+    /// It rests: all open, the bus quiet; what is told of it was so when it fell asleep.
+    Asleep,
     /// A state that this version does not know.
     #[default]
     #[serde(other)]
@@ -316,7 +318,7 @@ pub struct TagRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
     /// `joined`, `left`, `replaced`, `duplicate`, `quarantined`, `isolated`, `released`, `trip`,
-    /// `alarm`, `command` or `map`.
+    /// `alarm`, `command`, `map`, `asleep`, `awake` or what the contactors did.
     pub what: String,
     /// Whom it concerns; `None` is the whole.
     pub node: Option<u8>,

@@ -1,0 +1,4 @@
+fn main() {
+    // `cfg(CONFIG_...)` for every Kconfig option that is on.
+    zephyr_build::export_kconfig_bool_options();
+}
