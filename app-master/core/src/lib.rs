@@ -42,12 +42,8 @@ use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
 use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
-<<<<<<< HEAD
-use contactor::{ContactorConfig, Contactors, Drive, Terminals};
-use locate::{Beforehand, Locator};
-=======
 use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
->>>>>>> main
+use locate::{Beforehand, Locator};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
 use pack::{PackFigures, PackState, Seat, StringDecision, Strings, Topology};

@@ -42,12 +42,8 @@ mod grid;
 mod management;
 
 pub use balance::BleedConfig;
-<<<<<<< HEAD
 pub use helio_positioning::{CHIP_RATE_HZ, FRAME_CHIPS, LightCode};
-pub use management::DIAGNOSTICS;
-=======
 pub use management::{DIAGNOSTICS, MAX_ANSWER};
->>>>>>> main
 
 use balance::Balancer;
 use grid::Grid;
@@ -83,11 +79,9 @@ pub struct SlaveConfig {
     pub bleed: BleedConfig,
     /// What happens to a gate that is on when the master falls silent.
     pub on_master_loss: OnMasterLoss,
-<<<<<<< HEAD
     /// Identity that luminaire 0 blinks, those of the others follow it; `None`: sixteen times the
     /// seat. Give one where two masters light one room.
     pub light_id: Option<u16>,
-=======
     /// How it saves current while the pack rests; `None`: never.
     pub sleep: Option<SlaveSleep>,
     /// Somebody carries out [`Slave::poll_request`]; else such requests are refused.
@@ -102,7 +96,6 @@ pub struct SlaveSleep {
     pub after: Duration,
     /// Time between samples.
     pub period: Duration,
->>>>>>> main
 }
 
 impl SlaveConfig {
@@ -116,12 +109,9 @@ impl SlaveConfig {
             balance: BalanceConfig::default(),
             bleed: BleedConfig::default(),
             on_master_loss: OnMasterLoss::Keep,
-<<<<<<< HEAD
             light_id: None,
-=======
             sleep: None,
             device: false,
->>>>>>> main
         }
     }
 }
@@ -163,12 +153,9 @@ pub struct Slave {
     uid: Uid,
     capabilities: Capabilities,
     on_master_loss: OnMasterLoss,
-<<<<<<< HEAD
     light_id: Option<u16>,
-=======
     sleep: Option<SlaveSleep>,
     device: bool,
->>>>>>> main
     link: SlaveLink,
     protection: Protection,
     grid: Grid,
@@ -234,12 +221,9 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
-<<<<<<< HEAD
             light_id,
-=======
             sleep,
             device,
->>>>>>> main
             ..
         } = config;
         let tripped = protection.severity() == Some(protection::Severity::Trip);
@@ -247,12 +231,9 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
-<<<<<<< HEAD
             light_id,
-=======
             sleep,
             device,
->>>>>>> main
             link: SlaveLink::new(schedule, uid, capabilities),
             protection,
             grid: Grid::new(

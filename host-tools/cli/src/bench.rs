@@ -13,15 +13,12 @@ use crate::sim::bus;
 pub enum Command {
     /// Trips, alarms, joins, dead and babbling slaves, skew, throughput: each figure beside its goal.
     Bus(BusArgs),
-<<<<<<< HEAD
     /// Fixes, faults, integrity, tracking, camera, diagnosis and light codes: each figure beside its goal.
     Positioning(crate::bench_positioning::Args),
-=======
     /// Random schedules of faults: nobody stays lost, no seat is shared, no trip is stuck.
     Soak(SoakArgs),
     /// Damaged frames of every format: what controllers and checks let pass, and how often that is.
     Corruption(CorruptionArgs),
->>>>>>> main
 }
 
 /// Arguments of `helio bench bus`.
@@ -211,12 +208,9 @@ fn run_corruption(args: &CorruptionArgs) -> Result<()> {
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Bus(args) => run_bus(args),
-<<<<<<< HEAD
         Command::Positioning(args) => crate::bench_positioning::run(&args),
-=======
         Command::Soak(args) => run_soak(args),
         Command::Corruption(args) => run_corruption(&args),
->>>>>>> main
     }
 }
 
