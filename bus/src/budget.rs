@@ -37,6 +37,13 @@ impl Budget {
         (self.tokens == 0).then_some(self.filled + self.interval)
     }
 
+    /// Tokens, when the newest came in, and after how long they are surely all there.
+    #[cfg(feature = "model")]
+    pub fn parts(&self) -> (u16, Instant, Duration) {
+        let burst = u64::from(self.burst) + 1;
+        (self.tokens, self.filled, self.interval * burst)
+    }
+
     fn fill(&mut self, now: Instant) {
         let elapsed = now.since(self.filled).as_nanos();
         let Some(came) = elapsed.checked_div(self.interval.as_nanos()) else {

@@ -25,6 +25,8 @@ mod e2e;
 mod join;
 mod master;
 pub mod message;
+#[cfg(feature = "model")]
+pub mod model;
 mod schedule;
 mod seats;
 mod segment;
@@ -41,6 +43,7 @@ pub use schedule::Schedule;
 pub use segment::MAX_DATAGRAM;
 pub use slave::{SlaveLink, SlaveStats};
 pub use station::Station;
+pub use superframe::{decode_message as decode_serial, encode_message as encode_serial};
 pub use wire::{DecodeError, Decoded, decode as decode_can, encode as encode_can};
 
 /// Not taken: too much is under way; try again after some time. Also the answer to a datagram

@@ -93,6 +93,7 @@ enum State {
 
 /// What the master has to say to establish what the table says.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "model", derive(Clone))]
 pub struct Duties {
     /// Seats whose occupant is to be told its seat.
     assign: u128,
@@ -117,6 +118,7 @@ pub enum Heard {
     Babble,
 }
 
+#[cfg_attr(feature = "model", derive(Clone))]
 pub struct Seats {
     seats: [Seat; SEATS],
     duties: Duties,
@@ -698,6 +700,111 @@ impl Seats {
             | State::Quarantined { device, .. } => device.uid == uid,
         })?;
         NodeId::new(index as u8 + 1)
+    }
+
+    /// Sets message counters back.
+    #[cfg(feature = "model")]
+    pub fn forget(&mut self) {
+        for seat in &mut self.seats {
+            seat.receivers = [Receiver::Nothing; 16];
+            (seat.window, seat.states, seat.alarms, seat.frames) = (0, 0, 0, 0);
+        }
+    }
+
+    /// Who sits where, and what is to be said about it.
+    #[cfg(feature = "model")]
+    pub fn print(&self, p: &mut crate::model::Print, schedule: &Schedule) {
+        let silence = schedule.silence.max(schedule.ranging_silence) * 2;
+        let device = |p: &mut crate::model::Print, d: &Device| {
+            let c = d.capabilities;
+            p.value(d.uid.get());
+            p.value(u64::from_le_bytes([
+                c.cells, c.temps, c.anchors, 0, 0, 0, 0, 0,
+            ]));
+        };
+        for seat in self.seats.iter().take(schedule.seats.into()) {
+            let Seat {
+                state,
+                level,
+                released,
+                receivers,
+                heard,
+                window,
+                states,
+                alarms,
+                frames,
+            } = seat;
+            match state {
+                State::Free => p.value(0),
+                State::Offered {
+                    uid,
+                    before,
+                    capabilities,
+                    retry_at,
+                    tries,
+                } => {
+                    p.value(1);
+                    p.value(uid.get());
+                    p.value(before.is_some().into());
+                    before.iter().for_each(|b| device(p, b));
+                    p.value(capabilities.is_some().into());
+                    p.time(*retry_at, silence);
+                    p.value((*tries).into());
+                }
+                State::Member {
+                    device: d,
+                    challenged,
+                    probed,
+                    probes,
+                } => {
+                    p.value(2);
+                    device(p, d);
+                    p.maybe(*challenged, silence);
+                    p.time(*probed, silence);
+                    p.value((*probes).into());
+                    p.time(*heard, silence);
+                }
+                State::Vacant { device: d } => {
+                    p.value(3);
+                    device(p, d);
+                }
+                State::Quarantined {
+                    device: d,
+                    until,
+                    told,
+                } => {
+                    p.value(4);
+                    device(p, d);
+                    p.time(*until, silence);
+                    p.time(*told, schedule.cycle);
+                }
+            }
+            // With the shortest quarantine it does not matter when the last one was.
+            p.value((*level).into());
+            if *level > 0 {
+                p.time(*released, silence);
+            }
+            receivers.iter().for_each(|r| p.receiver(r));
+            p.value(u64::from(*window) << 32 | u64::from(*frames));
+            p.value(u64::from(*states) << 32 | u64::from(*alarms));
+        }
+        let Duties {
+            assign,
+            release,
+            refuse,
+            quarantine,
+        } = &self.duties;
+        for set in [assign, release, quarantine] {
+            p.value(*set as u64);
+            p.value((*set >> 64) as u64);
+        }
+        for (uid, reason) in refuse {
+            p.value(uid.get());
+            p.value(crate::join::reason_code(*reason).into());
+        }
+        p.value(refuse.len() as u64);
+        p.time(self.scan_at, silence);
+        p.value(self.ranging.into());
     }
 
     fn scan_by(&mut self, at: Instant) {

@@ -431,6 +431,52 @@ fn take_fragment(r: &mut Reader) -> Option<Fragment> {
     })
 }
 
+/// Spells a message as an RS485 frame: SYNC as the beacon of a bus without members. `None` for what
+/// RS485 says otherwise: a trip is a break, an alarm travels in the state, chunks do not exist.
+pub fn encode_message(message: &Message, counter: u8, seats: u8) -> Option<Bytes> {
+    let frame = match *message {
+        Message::Sync(sync) => Frame::Beacon(Beacon {
+            sync,
+            orders: 0,
+            pairs: 0,
+            depth: 0,
+            roles: [Role::default(); 127],
+        }),
+        Message::Command(command) => Frame::Order(command),
+        Message::Summary(node, summary) => Frame::Summary(node, summary, Extra::default()),
+        Message::State(node, state) => Frame::State(node, state, Extra::default()),
+        Message::Ranges(node, ranges) => Frame::Ranges {
+            node,
+            ranges,
+            few: ranges.range.iter().skip(FEW).all(Option::is_none),
+        },
+        _ => return None,
+    };
+    Some(encode(&frame, counter, seats))
+}
+
+/// Reads exactly one RS485 frame; `None` when anything is wrong with it, or when it belongs to joining or
+/// management. The alarm that may travel in a state is left out.
+pub fn decode_message(bytes: &[u8], seats: u8) -> Option<wire::Decoded> {
+    let Decoded { id, counter, frame } = decode(bytes, seats)?;
+    let message = match frame {
+        Frame::Beacon(beacon) => Message::Sync(beacon.sync),
+        Frame::Order(command) => Message::Command(command),
+        Frame::Summary(node, summary, _) => Message::Summary(node, summary),
+        Frame::State(node, state, _) => Message::State(node, state),
+        Frame::Ranges { node, ranges, .. } => Message::Ranges(node, ranges),
+        Frame::Claim { .. } | Frame::Answer(_) | Frame::ToSlave(..) | Frame::ToMaster(..) => {
+            return None;
+        }
+    };
+    Some(wire::Decoded {
+        id,
+        counter,
+        counter_mask: 0xff,
+        message,
+    })
+}
+
 /// Finds frames in what the UART gives.
 #[derive(Clone, Debug)]
 pub struct Parser {

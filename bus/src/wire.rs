@@ -146,7 +146,7 @@ pub fn decode(frame: &CanFrame) -> Result<Decoded, DecodeError> {
     let id = DataId(raw);
     let bad = Err(DecodeError::Check(id));
     let (bits, counter_mask) = match id.class() {
-        class::TRIP if id.node() == 0 => {
+        class::TRIP if id.node() == 0 && frame.data().is_empty() && !frame.fd => {
             return Ok(Decoded {
                 id,
                 counter: 0,

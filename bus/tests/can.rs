@@ -482,6 +482,49 @@ fn an_isolated_slave_says_nothing_but_summaries() {
 }
 
 #[test]
+fn a_slave_that_gets_no_seat_still_says_that_it_trips() {
+    for kind in CAN {
+        let mut w = World::with(
+            Schedule {
+                seats: 1,
+                ..Schedule::for_bus(kind)
+            },
+            1..=1,
+        );
+        w.run_until(ms(200));
+        let refused = w.plug(2, RACK);
+        w.run_for(Duration::from_millis(100));
+        let full = SlaveEvent::Left(LeaveReason::Full);
+        assert_eq!(w.slaves[refused].events[0].1, full, "{kind:?}");
+        let now = w.now;
+        w.slaves[refused].link.trip(now);
+        w.run_for(Duration::from_millis(1));
+        assert_eq!(w.count(|e| *e == MasterEvent::Trip), 1, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_trip_in_quarantine_is_said_when_that_is_over() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        let (now, seat) = (w.now, w.slaves[3].link.node().expect("seated"));
+        let hold = Duration::from_millis(100);
+        w.master.quarantine(now, seat, hold);
+        w.run_for(Duration::from_millis(20));
+        let at = w.now;
+        w.slaves[3].link.trip(at);
+        w.run_for(Duration::from_millis(60));
+        assert_eq!(w.count(|e| *e == MasterEvent::Trip), 0, "{kind:?}");
+        w.run_for(Duration::from_millis(40));
+        let told = w.when(|e| *e == MasterEvent::Trip).expect("said");
+        assert!(
+            told.since(now + hold) < Duration::from_millis(2),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
 fn a_babbler_is_quarantined_within_10_ms_returns_and_is_quarantined_for_longer() {
     for kind in CAN {
         for offset in [0, 7_000, 9_900, 19_700] {

@@ -566,6 +566,110 @@ fn without_a_master_the_line_is_silent_and_a_trip_passes_at_once() {
     }
 }
 
+/// One message of each class that slaves say cyclically, as the member on the first seat would.
+fn serial_messages() -> [Message; 3] {
+    let ranges = |anchors: usize| {
+        let mut range = [None; MAX_ANCHORS];
+        range[..anchors].fill(Some(Millimetres(2_000)));
+        Message::Ranges(
+            node(1),
+            Ranges {
+                tag: TagId(7),
+                range,
+            },
+        )
+    };
+    [Message::State(node(1), state_of(1)), ranges(4), ranges(16)]
+}
+
+/// Whether the master delivers these bytes, and what it finds wrong with them.
+fn judged(l: &mut Line, bytes: &[u8]) -> (bool, Vec<E2eFault>) {
+    l.events.clear();
+    while l.master.poll_event().is_some() {}
+    // More than one state in a cycle is a babbler's.
+    l.now += l.master.schedule().cycle;
+    l.master.handle_serial(l.now, bytes);
+    let events: Vec<_> = std::iter::from_fn(|| l.master.poll_event()).collect();
+    let delivered = events.iter().any(|e| matches!(e, MasterEvent::Message(_)));
+    let faults = events.iter().filter_map(|e| match e {
+        MasterEvent::Rejected { fault, .. } => Some(*fault),
+        _ => None,
+    });
+    (delivered, faults.collect())
+}
+
+#[test]
+fn repetition_loss_delay_and_wrong_order_are_found_on_rs485() {
+    for kind in KINDS {
+        for message in serial_messages() {
+            let mut l = rack(kind);
+            let seats = l.master.schedule().seats;
+            let frame = |n: u8| encode_serial(&message, n, seats).expect("RS485 says so");
+            // In step, whatever the member's own counter was.
+            for n in [100, 101, 102] {
+                judged(&mut l, &frame(n));
+            }
+            assert_eq!(judged(&mut l, &frame(103)), (true, vec![]), "{message:?}");
+            assert_eq!(
+                judged(&mut l, &frame(103)),
+                (false, vec![E2eFault::Repeated])
+            );
+            assert_eq!(judged(&mut l, &frame(106)), (true, vec![E2eFault::Lost(2)]));
+            assert_eq!(
+                judged(&mut l, &frame(105)),
+                (false, vec![E2eFault::Sequence])
+            );
+        }
+    }
+}
+
+#[test]
+fn masquerade_wrong_address_corruption_and_truncation_are_found_on_rs485() {
+    let seats = 32;
+    for message in serial_messages() {
+        let good = encode_serial(&message, 9, seats).expect("RS485 says so");
+        assert!(decode_serial(&good, seats).is_some());
+        for at in 0..2 {
+            for other in 0..=255u8 {
+                let mut posing = good.clone();
+                if posing[at] != other {
+                    posing[at] = other;
+                    assert!(decode_serial(&posing, seats).is_none(), "{at} {other}");
+                }
+            }
+        }
+        for a in 0..good.len() * 8 {
+            for b in a..good.len() * 8 {
+                let mut damaged = good.clone();
+                damaged[a / 8] ^= 1 << (a % 8);
+                if b != a {
+                    damaged[b / 8] ^= 1 << (b % 8);
+                }
+                assert!(decode_serial(&damaged, seats).is_none(), "{a} {b}");
+            }
+        }
+        for len in 0..good.len() {
+            assert!(decode_serial(&good[..len], seats).is_none());
+        }
+        let mut longer = good.clone();
+        longer.push(0).expect("room");
+        assert!(decode_serial(&longer, seats).is_none());
+    }
+}
+
+#[test]
+fn a_message_inserted_from_a_seat_without_member_is_not_delivered_on_rs485() {
+    for kind in KINDS {
+        let mut l = Line::new(kind, []);
+        l.run_for(Duration::from_millis(100));
+        let seats = l.master.schedule().seats;
+        for message in serial_messages() {
+            let frame = encode_serial(&message, 1, seats).expect("RS485 says so");
+            assert_eq!(judged(&mut l, &frame), (false, vec![]));
+        }
+    }
+}
+
 #[test]
 fn a_babbler_is_contained_at_once_and_quarantined() {
     for kind in KINDS {
@@ -597,6 +701,24 @@ fn a_babbler_is_contained_at_once_and_quarantined() {
         l.slaves[7].link.babble(false);
         l.run_for(Duration::from_millis(1_000));
         assert_eq!(l.slaves[7].link.node(), Some(seat));
+    }
+}
+
+#[test]
+fn a_trip_in_quarantine_is_said_when_that_is_over() {
+    for kind in KINDS {
+        let mut l = rack(kind);
+        let (now, seat) = (l.now, l.slaves[3].link.node().expect("seated"));
+        let hold = Duration::from_millis(150);
+        l.master.quarantine(now, seat, hold);
+        l.run_for(Duration::from_millis(60));
+        let local = l.slaves[3].local(l.now);
+        l.slaves[3].link.trip(local);
+        l.run_for(Duration::from_millis(80));
+        assert_eq!(l.when(|e| *e == MasterEvent::Trip), None, "{kind:?}");
+        l.run_for(Duration::from_millis(60));
+        let told = l.when(|e| *e == MasterEvent::Trip).expect("said");
+        assert!(told > now + hold, "{kind:?}");
     }
 }
 

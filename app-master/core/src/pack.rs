@@ -713,8 +713,12 @@ mod tests {
     }
 
     fn update(s: &mut Strings, now: Instant, seats: &[Seat]) -> Vec<StringDecision> {
+        decide(s, now, seats, true)
+    }
+
+    fn decide(s: &mut Strings, now: Instant, seats: &[Seat], on: bool) -> Vec<StringDecision> {
         let mut decisions = Vec::new();
-        s.update(now, seats, &NMC_5000MAH, true, |d| decisions.push(d));
+        s.update(now, seats, &NMC_5000MAH, on, |d| decisions.push(d));
         decisions
     }
 
@@ -895,8 +899,10 @@ mod tests {
         assert_eq!(s.conducting(&seats), 2);
         seats[0].capabilities.cells = 0;
         assert_eq!(s.conducting(&seats), 1, "a string without cells");
-        s.update(SETTLED, &seats, &NMC_5000MAH, false, |_| {});
-        assert_eq!((s.conducting(&seats), conducting(&s)), (0, [false; 4]));
+        for _ in 0..2 {
+            assert_eq!(decide(&mut s, SETTLED, &seats, false), []);
+            assert_eq!((s.conducting(&seats), conducting(&s)), (0, [false; 4]));
+        }
     }
 
     #[test]

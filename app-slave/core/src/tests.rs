@@ -665,10 +665,12 @@ fn an_order_to_balance_that_ran_out_counts_no_more_even_before_the_timer_says_so
     config.bleed.order_limit = ms(1_000);
     let mut rig = Rig::active_with(config);
     rig.order(Order::Balance(1));
-    rig.run(ms(500));
+    rig.run(ms(985));
     assert_eq!(rig.bled, 1);
-    rig.now += ms(1_000);
+    // Late, but not stale yet.
+    rig.now += ms(30);
     rig.sample(&healthy());
+    assert_eq!(rig.slave.state(), SlaveState::Active);
     assert_eq!(rig.bled, 0);
 }
 

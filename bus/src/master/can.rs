@@ -9,6 +9,7 @@ use crate::segment::Pdu;
 use crate::wire::{self, DecodeError};
 use helio_units::{Duration, Instant, NodeId};
 
+#[cfg_attr(feature = "model", derive(Clone))]
 pub(super) struct Can {
     sync_due: bool,
     sync_in_flight: bool,
@@ -32,6 +33,29 @@ impl Can {
             order_counters: [0; 128],
             order_budget: Budget::new(super::ORDER_BURST, eighth),
         }
+    }
+
+    #[cfg(feature = "model")]
+    pub(super) fn forget(&mut self) {
+        self.previous_us = 0;
+        self.sync_counter = 0;
+        self.order_counters = [0; 128];
+    }
+
+    #[cfg(feature = "model")]
+    pub(super) fn print(&self, p: &mut crate::model::Print) {
+        let Self {
+            sync_due,
+            sync_in_flight,
+            previous_us: _,
+            sync_counter,
+            order_counters,
+            order_budget,
+        } = self;
+        p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
+        p.value((*sync_counter).into());
+        order_counters.iter().for_each(|c| p.value((*c).into()));
+        p.budget(order_budget);
     }
 
     pub(super) fn start_cycle(&mut self, core: &mut Core) {

@@ -38,6 +38,7 @@ const SESSIONS: usize = 2;
 pub(crate) const ORDER_BURST: u16 = 2;
 
 /// The master's end of the bus.
+#[cfg_attr(feature = "model", derive(Clone))]
 pub struct MasterLink {
     core: Core,
     medium: Medium,
@@ -47,11 +48,13 @@ pub struct MasterLink {
     clippy::large_enum_variant,
     reason = "there is one, and no heap to box it"
 )]
+#[cfg_attr(feature = "model", derive(Clone))]
 enum Medium {
     Can(can::Can),
     Serial(serial::Serial),
 }
 
+#[cfg_attr(feature = "model", derive(Clone))]
 struct Core {
     schedule: Schedule,
     seats: Seats,
@@ -258,6 +261,44 @@ impl MasterLink {
     /// Counters since the start.
     pub fn stats(&self) -> MasterStats {
         self.core.stats
+    }
+
+    /// Sets message counters back: the next message of each kind is believed.
+    #[cfg(feature = "model")]
+    pub fn forget(&mut self) {
+        self.core.cycle = 0;
+        self.core.next_tag = 0;
+        self.core.stats = MasterStats::default();
+        self.core.seats.forget();
+        if let Medium::Can(can) = &mut self.medium {
+            can.forget();
+        }
+    }
+
+    /// What decides about membership on CAN, between two messages to and from it.
+    #[cfg(feature = "model")]
+    pub fn print(&self, p: &mut crate::model::Print) {
+        let Core {
+            schedule,
+            seats,
+            tags,
+            next_tag: _,
+            cycle,
+            cycle_at,
+            now: _,
+            commands,
+            senders: _,
+            receivers: _,
+            events,
+            stats: _,
+        } = &self.core;
+        seats.print(p, schedule);
+        p.maybe(*cycle_at, schedule.cycle);
+        p.value((*cycle).into());
+        p.value((tags.len() + commands.len() + events.len()) as u64);
+        if let Medium::Can(can) = &self.medium {
+            can.print(p);
+        }
     }
 
     /// The timing in use.

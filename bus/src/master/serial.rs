@@ -24,6 +24,7 @@ const LIVELY: Duration = Duration::from_millis(1_000);
 /// Join slots that are never given to datagrams.
 const JOINS: u16 = 2;
 
+#[cfg_attr(feature = "model", derive(Clone))]
 pub(super) struct Serial {
     timing: Timing,
     parser: Parser,

@@ -14,6 +14,7 @@ use crate::wire::{self, class};
 use crate::{Schedule, segment::Pdu};
 use helio_units::{Duration, Instant, NodeId, TagId, Uid};
 
+#[cfg_attr(feature = "model", derive(Clone))]
 pub(super) struct Can {
     /// SYNC has asked for a sample: until when the turn waits for it, and the SYNC itself.
     waiting: Option<(Instant, Instant)>,
@@ -55,6 +56,48 @@ impl Can {
             orders_to_all: Receiver::Nothing,
             budget: Budget::new(frames + 2, Duration::from_nanos(share)),
         }
+    }
+
+    #[cfg(feature = "model")]
+    pub(super) fn forget(&mut self) {
+        self.counters = [0; 16];
+        self.detail = 0;
+        self.sync = Receiver::Nothing;
+        self.orders = Receiver::Nothing;
+        self.orders_to_all = Receiver::Nothing;
+    }
+
+    #[cfg(feature = "model")]
+    pub(super) fn print(&self, p: &mut crate::model::Print, schedule: &Schedule) {
+        let Self {
+            waiting,
+            range,
+            summary_due,
+            detail_due,
+            detail,
+            pairs,
+            confirm_due,
+            trip_in,
+            counters,
+            sync,
+            orders,
+            orders_to_all,
+            budget,
+        } = self;
+        let due = [*summary_due, *detail_due, *confirm_due].map(u64::from);
+        p.value(due[0] | due[1] << 1 | due[2] << 2);
+        p.value(u64::from_le_bytes([
+            *detail, pairs.0, pairs.1, 0, 0, 0, 0, 0,
+        ]));
+        p.value(trip_in.map_or(0, |mailbox| 1 + mailbox as u64));
+        p.maybe(waiting.map(|(until, _)| until), schedule.cycle);
+        p.maybe(waiting.map(|(_, sync)| sync), schedule.cycle);
+        p.maybe(range.map(|(at, _)| at), schedule.cycle);
+        counters.iter().for_each(|c| p.value((*c).into()));
+        for receiver in [sync, orders, orders_to_all] {
+            p.receiver(receiver);
+        }
+        p.budget(budget);
     }
 
     pub(super) fn handle_frame(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
@@ -285,7 +328,7 @@ impl Can {
     }
 
     fn poll_trip(&mut self, core: &mut Core, now: Instant) -> Option<CanOut> {
-        if !core.trip || self.trip_in.is_some() || matches!(core.seat, Seat::Held { .. }) {
+        if !core.trip || self.trip_in.is_some() || core.quarantined() {
             return None;
         }
         if !core.trip_budget.take(now) {

@@ -13,7 +13,7 @@
 //!    '------------------------- Held until
 //! ```
 //!
-//! Only a member speaks cyclically; a trip goes out from everywhere but `Held`.
+//! Only a member speaks cyclically; a trip goes out from everywhere, in quarantine when it is over.
 
 mod can;
 mod serial;
@@ -44,6 +44,7 @@ pub struct SlaveStats {
 }
 
 /// One slave's end of the bus.
+#[cfg_attr(feature = "model", derive(Clone))]
 pub struct SlaveLink {
     core: Core,
     medium: Medium,
@@ -53,12 +54,14 @@ pub struct SlaveLink {
     clippy::large_enum_variant,
     reason = "there is one, and no heap to box it"
 )]
+#[cfg_attr(feature = "model", derive(Clone))]
 enum Medium {
     Can(can::Can),
     Serial(serial::Serial),
 }
 
 /// What the link is, independent of the medium.
+#[cfg_attr(feature = "model", derive(Clone))]
 struct Core {
     schedule: Schedule,
     uid: Uid,
@@ -101,8 +104,8 @@ enum Seat {
         /// Since when a cyclic frame of ours tries to get through.
         trying: Option<Instant>,
     },
-    /// Says nothing until then.
-    Held { until: Instant },
+    /// Says nothing until then, but that it trips, unless it is in quarantine.
+    Held { until: Instant, quarantine: bool },
 }
 
 /// How long a slave keeps away that was refused a seat or told to go.
@@ -299,6 +302,74 @@ impl SlaveLink {
         self.core.stats
     }
 
+    /// Sets message counters back: the next message of each kind is believed.
+    #[cfg(feature = "model")]
+    pub fn forget(&mut self) {
+        self.core.clock = MasterClock::default();
+        self.core.stats = SlaveStats::default();
+        if let Medium::Can(can) = &mut self.medium {
+            can.forget();
+        }
+    }
+
+    /// What decides about membership on CAN, between two messages to and from it.
+    #[cfg(feature = "model")]
+    pub fn print(&self, p: &mut crate::model::Print) {
+        let Core {
+            schedule,
+            uid,
+            capabilities: _,
+            seat,
+            now: _,
+            heard,
+            clock: _,
+            state,
+            ranges: _,
+            trip,
+            trip_budget,
+            alarms,
+            alarm_budget,
+            isolated,
+            babbling,
+            sender: _,
+            receiver: _,
+            events,
+            stats: _,
+        } = &self.core;
+        p.value(uid.get());
+        match *seat {
+            Seat::Seeking {
+                claim_at,
+                attempt,
+                asked,
+            } => {
+                p.value(0);
+                p.time(claim_at, Duration::ZERO);
+                p.value(u64::from(attempt) << 1 | u64::from(asked));
+            }
+            Seat::Member { node, trying } => {
+                p.value(1);
+                p.value(node.get().into());
+                p.maybe(trying, schedule.silence * 2);
+            }
+            Seat::Held { until, quarantine } => {
+                p.value(2 | u64::from(quarantine) << 2);
+                p.time(until, Duration::ZERO);
+            }
+        }
+        p.maybe(*heard, schedule.master_silence);
+        p.value(state.is_some().into());
+        let flags = [trip, isolated, babbling].map(|f| u64::from(*f));
+        p.value(flags[0] | flags[1] << 1 | flags[2] << 2);
+        p.budget(trip_budget);
+        p.value(alarms.len() as u64);
+        p.budget(alarm_budget);
+        p.value(events.len() as u64);
+        if let Medium::Can(can) = &self.medium {
+            can.print(p, schedule);
+        }
+    }
+
     /// What this slave says it can do.
     pub fn capabilities(&self) -> Capabilities {
         self.core.capabilities
@@ -359,6 +430,17 @@ impl Core {
         best.map(|(i, _)| self.alarms.remove(i))
     }
 
+    /// Not even a trip may be said.
+    fn quarantined(&self) -> bool {
+        matches!(
+            self.seat,
+            Seat::Held {
+                quarantine: true,
+                ..
+            }
+        )
+    }
+
     /// Whether the master was heard a short while ago.
     fn master_alive(&self, now: Instant) -> bool {
         self.heard
@@ -388,7 +470,9 @@ impl Core {
                 asked: false,
             }
         } else {
-            Seat::Held { until: now + hold }
+            let until = now + hold;
+            let quarantine = reason == LeaveReason::Babbling;
+            Seat::Held { until, quarantine }
         };
         self.isolated = false;
         self.sender.abort();
@@ -509,7 +593,7 @@ impl Core {
             Seat::Member { .. } if !self.master_alive(now) => {
                 self.leave(now, LeaveReason::Silence, Duration::ZERO);
             }
-            Seat::Held { until } if now >= until => {
+            Seat::Held { until, .. } if now >= until => {
                 self.seat = Seat::Seeking {
                     claim_at: now,
                     attempt: 1,
@@ -526,7 +610,7 @@ impl Core {
     fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let seat = match self.seat {
             Seat::Member { .. } => self.heard.map(|h| h + self.schedule.master_silence),
-            Seat::Held { until } => Some(until),
+            Seat::Held { until, .. } => Some(until),
             Seat::Seeking { .. } => self.claim_at(now),
         };
         let times = [

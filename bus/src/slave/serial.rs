@@ -10,7 +10,7 @@
 //! are left; every slot without a collision lets all come one nearer; a collision sends half of
 //! the colliding ones, chosen by the next bit of their hash, one back.
 
-use super::{Core, Seat, earliest};
+use super::{Core, earliest};
 use crate::Schedule;
 use crate::e2e::{Receiver, Verdict};
 use crate::message::*;
@@ -28,6 +28,7 @@ const UNHEARD: Duration = Duration::from_millis(50);
 /// Ranges are taken so long before the first slot for them.
 pub(crate) const RANGING: Duration = Duration::from_micros(300);
 
+#[cfg_attr(feature = "model", derive(Clone))]
 pub(super) struct Serial {
     timing: Timing,
     parser: Parser,
@@ -273,7 +274,7 @@ impl Serial {
             self.range = None;
             core.event(SlaveEvent::RangeNow(tag));
         }
-        if core.trip && self.trip.is_none() {
+        if core.trip && self.trip.is_none() && !core.quarantined() {
             self.start_trip(core, now);
         }
     }
@@ -281,7 +282,7 @@ impl Serial {
     /// A trip goes to the next minislots; when there is no master, and so silence, at once.
     fn start_trip(&mut self, core: &mut Core, now: Instant) {
         core.trip = false;
-        if matches!(core.seat, Seat::Held { .. }) || !core.trip_budget.take(now) {
+        if !core.trip_budget.take(now) {
             core.stats.over_budget += 1;
             return;
         }
@@ -332,6 +333,9 @@ impl Serial {
     }
 
     fn poll_trip(&mut self, core: &mut Core, now: Instant) {
+        if core.quarantined() {
+            return;
+        }
         let Some((at, left)) = self.trip else {
             return;
         };

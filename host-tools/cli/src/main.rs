@@ -13,6 +13,7 @@ mod broker;
 mod cell;
 mod demo;
 mod fw;
+mod export;
 mod hub;
 mod locate;
 mod map;
@@ -59,6 +60,9 @@ enum Command {
     /// Prove from a scenario's bus how late each message can be.
     #[command(subcommand)]
     Analyse(analyse::Command),
+    /// Describe the plant for other people's tools: a DBC of its messages.
+    #[command(subcommand)]
+    Export(export::Command),
     /// Carry masters' telemetry to an MQTT broker over TLS 1.3.
     Bridge(bridge::Args),
     /// Run the demonstration's MQTT broker (TLS 1.3 only, client certificates required).
@@ -109,6 +113,7 @@ fn main() -> ExitCode {
         Command::Map(command) => map::run(&command),
         Command::Cell(command) => cell::run(command),
         Command::Analyse(command) => analyse::run(command),
+        Command::Export(command) => export::run(command),
         Command::Bridge(args) => bridge::run(args),
         Command::Broker(args) => broker::run(args),
         Command::Fw(command) => fw::run(&command),

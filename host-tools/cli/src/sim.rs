@@ -1,12 +1,15 @@
 //! `helio sim`: a scenario in virtual time.
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use helio_bus::BusKind;
 use helio_sim::World;
+use helio_sim::media::log::{CanLog, LogFormat};
 use helio_sim::scenario::{InputError, Scenario};
 
 /// Arguments of `helio sim`.
@@ -26,6 +29,75 @@ pub struct Args {
     /// Use this seed instead of the scenario's
     #[arg(long)]
     seed: Option<u64>,
+    /// Write what the first master's CAN bus carries as candump's log
+    #[arg(long, value_name = "FILE")]
+    candump: Option<PathBuf>,
+    /// Write what the first master's CAN bus carries as Vector's ASC
+    #[arg(long, value_name = "FILE")]
+    asc: Option<PathBuf>,
+}
+
+/// Logs being written, and what went wrong with them.
+type Logs = Arc<Mutex<(Vec<CanLog<BufWriter<File>>>, std::io::Result<()>)>>;
+
+/// Begins the logs that are asked for.
+fn begin_logs(args: &Args, kind: BusKind, world: &mut World) -> Result<Option<Logs>> {
+    let wanted = [
+        (&args.candump, LogFormat::Candump),
+        (&args.asc, LogFormat::Asc),
+    ];
+    let mut logs = Vec::new();
+    for (path, format) in wanted {
+        let Some(path) = path else { continue };
+        if matches!(kind, BusKind::Rs485At1M | BusKind::Rs485At4M) {
+            let what = format!(
+                "{} is not CAN, so there is nothing to write to {}; add --bus can-1m or another CAN bus",
+                kind.name(),
+                path.display()
+            );
+            return Err(crate::BadInput::new(what).into());
+        }
+        logs.push(new_log(path, format)?);
+    }
+    if logs.is_empty() {
+        return Ok(None);
+    }
+    let logs: Logs = Arc::new(Mutex::new((logs, Ok(()))));
+    if let Some(rack) = world.racks.first_mut() {
+        let logs = Arc::clone(&logs);
+        rack.tap_can(Box::new(move |event| {
+            if let Ok(mut both) = logs.lock() {
+                let (logs, result) = &mut *both;
+                for log in logs {
+                    if result.is_ok() {
+                        *result = log.record(event);
+                    }
+                }
+            }
+        }));
+    }
+    Ok(Some(logs))
+}
+
+fn new_log(path: &Path, format: LogFormat) -> Result<CanLog<BufWriter<File>>> {
+    let file = File::create(path).map_err(|e| {
+        crate::BadInput::new(format!(
+            "{} cannot be written: {e}; choose another place",
+            path.display()
+        ))
+    })?;
+    Ok(CanLog::new(format, 0, BufWriter::new(file))?)
+}
+
+fn end_logs(logs: &Logs) -> Result<()> {
+    if let Ok(mut both) = logs.lock() {
+        let (logs, result) = &mut *both;
+        std::mem::replace(result, Ok(())).context("the log could not be written")?;
+        for log in logs.drain(..) {
+            log.finish().context("the log could not be written")?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads a bus's name for clap.
@@ -53,11 +125,16 @@ pub fn run(args: Args) -> Result<()> {
         scenario.set_duration_s(seconds);
     }
     scenario.seed = args.seed.unwrap_or(scenario.seed);
+    let kind = scenario.bus_kind();
     let mut world = World::new(scenario)?;
+    let logs = begin_logs(&args, kind, &mut world)?;
     let mut progress = Progress::new();
     let end = helio_sim::plant::seconds(world.end());
     let report = world.run(|now| progress.show(now, end));
     progress.finish();
+    if let Some(logs) = logs {
+        end_logs(&logs)?;
+    }
     let text = if args.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {

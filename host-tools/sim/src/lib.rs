@@ -5,6 +5,8 @@
 
 pub mod bench;
 pub mod bounds;
+pub mod corruption;
+pub mod dbc;
 pub mod files;
 pub mod media;
 pub mod plant;
@@ -12,6 +14,7 @@ pub mod rack;
 pub mod replay;
 pub mod report;
 pub mod scenario;
+pub mod soak;
 pub mod terminals;
 
 use std::path::{Path, PathBuf};

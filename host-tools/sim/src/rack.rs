@@ -225,7 +225,12 @@ pub struct Rack {
     inbox: Vec<CanEvent>,
     lines: Vec<LineEvent>,
     stats: Stats,
+    /// Hears everything that the CAN bus tells.
+    tap: Option<CanTap>,
 }
+
+/// Hears what a CAN bus tells.
+pub type CanTap = Box<dyn FnMut(&CanEvent) + Send>;
 
 /// What is needed again after the rack has been built.
 struct Settings {
@@ -383,6 +388,7 @@ impl Rack {
             inbox: Vec::new(),
             lines: Vec::new(),
             stats: Stats::default(),
+            tap: None,
             due: units.iter().map(|u| u.booted).collect(),
             units,
             plan: settings,
@@ -392,6 +398,11 @@ impl Rack {
     /// The master, to ask it anything between two runs.
     pub fn master_mut(&mut self) -> &mut SimMaster {
         &mut self.master
+    }
+
+    /// From now on this hears everything that the CAN bus tells, in order.
+    pub fn tap_can(&mut self, tap: CanTap) {
+        self.tap = Some(tap);
     }
 
     /// Virtual time.
@@ -578,6 +589,9 @@ impl Rack {
 
     fn handle_can_event(&mut self, event: CanEvent) {
         let now = self.now;
+        if let Some(tap) = &mut self.tap {
+            tap(&event);
+        }
         match event {
             CanEvent::Delivered {
                 frame,

@@ -18,7 +18,7 @@ use helio_units::{DeciCelsius, Duration, Instant, Millimetres, Millivolts, NodeI
 
 use crate::media::Port;
 use crate::media::can::{CanBus, CanEvent, CanTiming};
-use crate::media::rs485::{Line, LineEvent, LineTiming};
+use crate::media::rs485::{Level, Line, LineEvent, LineTiming};
 use crate::plant::{Clock, Noise};
 
 /// Propagation along the cable, per metre.
@@ -299,6 +299,25 @@ impl Net {
         self.units[i].link.babble(on);
         self.units[i].babble = on;
         self.drain(i);
+    }
+
+    /// From now on disturbances hit this share of frames (CAN) or characters (RS485).
+    pub fn disturb(&mut self, share: f64) {
+        match &mut self.medium {
+            Medium::Can(can) => can.set_corruption(share),
+            Medium::Serial(line) => line.set_corruption(share),
+        }
+    }
+
+    /// A slave's driver does not let go of an RS485 line; on CAN its receiver misses everything.
+    pub fn stick(&mut self, i: usize, level: Option<Level>) {
+        let port = self.units[i].port;
+        match &mut self.medium {
+            Medium::Can(can) => {
+                can.set_receive_loss(port, if level.is_some() { 1.0 } else { 0.0 });
+            }
+            Medium::Serial(line) => line.set_stuck(self.now, port, level),
+        }
     }
 
     /// Cuts a slave's supply.

@@ -6,6 +6,7 @@
 
 pub mod can;
 pub mod log;
+pub mod receive;
 pub mod rs485;
 pub mod wire;
 
