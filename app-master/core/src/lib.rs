@@ -102,7 +102,8 @@ impl PackControl {
 pub struct Master<const SEATS: usize, const LOG: usize> {
     config: MasterConfig,
     link: MasterLink,
-    seats: [Seat; SEATS],
+    /// All of them, from the first input on.
+    seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
     control: PackControl,
     contactors: Option<Contactors>,
@@ -182,10 +183,15 @@ const TICK: Duration = Duration::from_millis(50);
 
 impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Starts with nobody on the bus, all strings open and the pack wanted on.
+    ///
+    /// Seats are set up by the first input: they are most of a master's memory, and would be built on
+    /// the stack first, and copied, if this did it.
+    // Inlined, the compiler builds the whole in one place and copies it to another.
+    #[inline(never)]
     pub fn new(config: MasterConfig) -> Self {
         Self {
             link: MasterLink::new(config.schedule),
-            seats: core::array::from_fn(|_| Seat::default()),
+            seats: heapless::Vec::new(),
             strings: Strings::new(config.topology),
             control: PackControl::new(&config.cell),
             contactors: None,
@@ -211,6 +217,13 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             tunnel: SlaveTunnel::new(),
             left: heapless::Deque::new(),
             config,
+        }
+    }
+
+    /// One by one in their place, see [`Self::new`].
+    fn set_up_seats(&mut self) {
+        while !self.seats.is_full() {
+            let _ = self.seats.push(Seat::default());
         }
     }
 
@@ -490,6 +503,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     fn drain(&mut self, now: Instant) {
+        self.set_up_seats();
         while let Some(event) = self.link.poll_event() {
             match event {
                 MasterEvent::Message(message) => self.handle_message(now, &message),
@@ -940,6 +954,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         datagram: &[u8],
         answer: &mut [u8],
     ) -> usize {
+        self.set_up_seats();
         let request = match helio_smp::accept(datagram, answer) {
             Ok(request) => request,
             Err(refusal) => return refusal,
