@@ -223,13 +223,10 @@ impl Report {
         let n = map.anchors.len();
         let place = |i: usize| Vector3::from(map.anchors[i].position_m);
         let mut nearest = vec![f64::INFINITY; n];
-        for a in 0..n {
-            for b in 0..n {
-                if a == b {
-                    continue;
-                }
+        for (a, nearest) in nearest.iter_mut().enumerate() {
+            for b in (0..n).filter(|&b| b != a) {
                 let apart = (place(a) - place(b)).norm();
-                nearest[a] = nearest[a].min(apart);
+                *nearest = nearest.min(apart);
                 if a < b && apart < TWIN_M {
                     let (a, b) = (map.anchors[a].id, map.anchors[b].id);
                     let what = format!(

@@ -174,7 +174,7 @@ fn shine(light: Option<Light>, sights: &[Sight]) -> Option<(Light, Shine)> {
             let Some((_, out, far)) = model(&x, s) else {
                 continue;
             };
-            if !(w > 0.0) {
+            if w.is_nan() || w <= 0.0 {
                 continue;
             }
             let slope = x[1] / (out * far);
