@@ -68,6 +68,35 @@ pub struct CellData<'a> {
     pub sigma_mv: f32,
 }
 
+/// Potential of the usual negative electrode [mV] over its stoichiometry 0.00, 0.01 .. 1.00.
+///
+/// Graphite: M. Safari, C. Delacourt, *J. Electrochem. Soc.* 158 (2011) A562.
+pub const GRAPHITE_MV: [f32; OCV_POINTS] = [
+    1286.8, 652.7, 526.2, 441.3, 375.5, 325.7, 288.7, 261.7, 242.0, 227.5, 216.7, 208.3, 201.6,
+    195.9, 190.9, 186.2, 181.8, 177.4, 173.0, 168.7, 164.5, 160.3, 156.3, 152.4, 148.8, 145.5,
+    142.4, 139.6, 137.1, 134.9, 132.9, 131.2, 129.7, 128.4, 127.3, 126.4, 125.5, 124.8, 124.1,
+    123.5, 123.0, 122.5, 122.0, 121.5, 120.9, 120.4, 119.7, 119.0, 118.1, 117.2, 116.1, 114.8,
+    113.3, 111.7, 110.0, 108.1, 106.1, 104.1, 102.1, 100.2, 98.3, 96.6, 95.1, 93.7, 92.5, 91.5,
+    90.6, 89.8, 89.2, 88.7, 88.3, 87.9, 87.6, 87.4, 87.2, 87.0, 86.8, 86.6, 86.4, 86.2, 85.9, 85.6,
+    85.3, 84.9, 84.3, 83.7, 82.9, 81.9, 80.6, 79.0, 77.0, 74.5, 71.4, 67.5, 62.8, 56.9, 49.8, 41.2,
+    30.9, 18.7, 4.4,
+];
+
+/// The same for graphite with some silicon oxide (LG M50): C.-H. Chen et al., *J. Electrochem. Soc.* 167 (2020) 080534.
+pub const GRAPHITE_SILICON_MV: [f32; OCV_POINTS] = [
+    2383.5, 1739.4, 1304.7, 1011.3, 813.0, 678.6, 586.8, 522.8, 476.4, 439.5, 406.5, 373.5, 339.4,
+    306.6, 278.3, 256.8, 241.9, 232.1, 225.5, 220.8, 217.0, 213.4, 209.6, 205.4, 200.6, 195.1,
+    189.0, 182.5, 175.8, 169.2, 163.0, 157.3, 152.4, 148.3, 144.9, 142.1, 139.9, 138.3, 137.0,
+    136.0, 135.2, 134.7, 134.3, 133.9, 133.7, 133.5, 133.4, 133.3, 133.2, 133.1, 133.1, 133.0,
+    132.9, 132.8, 132.5, 132.0, 131.2, 129.8, 127.4, 123.8, 118.8, 112.7, 106.6, 101.5, 97.8, 95.4,
+    93.9, 93.1, 92.6, 92.3, 92.2, 92.1, 92.1, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0,
+    92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0, 92.0,
+    92.0, 92.0, 92.0,
+];
+
+/// How far graphite is used in most cells.
+pub const GRAPHITE_WINDOW: [f32; 2] = [0.02, 0.88];
+
 /// A quantity of [`CellData`] by the name of its key in a parameter file.
 pub type Key = &'static str;
 
@@ -235,6 +264,10 @@ pub struct CellExtra<'a> {
     pub resistance_doubt: &'a [f32],
     /// Charge got back over charge put in, above 0.9 and at most 1; 0 means "not given".
     pub coulombic_efficiency: f32,
+    /// Potential of the negative electrode against lithium [mV] at stoichiometry 0.00, 0.01 .. 1.00; [`GRAPHITE_MV`] when empty.
+    pub negative_mv: &'a [f32],
+    /// Its stoichiometry at state of charge 0 and 1 of the new cell; together with `negative_mv`.
+    pub negative_window: &'a [f32],
 }
 
 impl Point {
@@ -279,6 +312,9 @@ pub struct CellParams {
     soc_grid: [f32; GRID_SOCS],
     grid: [[Point; GRID_SOCS]; GRID_TEMPS],
     shift_mv: [[f32; GRID_SOCS]; GRID_TEMPS],
+    negative_mv: [f32; OCV_POINTS],
+    negative_window: [f32; 2],
+    negative_doubt: f32,
 }
 
 /// `?` for const functions.
@@ -463,6 +499,9 @@ impl CellParams {
             soc_grid,
             grid,
             shift_mv: [[0.0; GRID_SOCS]; GRID_TEMPS],
+            negative_mv: GRAPHITE_MV,
+            negative_window: GRAPHITE_WINDOW,
+            negative_doubt: 0.25,
         })
     }
 
@@ -563,6 +602,33 @@ impl CellParams {
             }
             self.efficiency = extra.coulombic_efficiency;
         }
+        if !(extra.negative_mv.is_empty() && extra.negative_window.is_empty()) {
+            self.negative_mv = check!(copy_list(
+                "negative_mv",
+                extra.negative_mv,
+                OCV_POINTS,
+                0.0,
+                -1_000.0,
+                5_000.0,
+                "-1000 to 5000 mV"
+            ));
+            self.negative_window = check!(copy_list(
+                "negative_window",
+                extra.negative_window,
+                2,
+                0.0,
+                0.0,
+                1.0,
+                "0 to 1"
+            ));
+            self.negative_doubt = 0.1;
+            check!(check_order(
+                "negative_window",
+                &self.negative_window,
+                2,
+                true
+            ));
+        }
         let mut k = 0;
         while k < n {
             let point = &mut self.grid[k / socs][k % socs];
@@ -648,6 +714,49 @@ impl CellParams {
             slow + self.shift(soc, temp_c)
         } else {
             slow
+        }
+    }
+
+    /// Potential of the negative electrode against lithium [mV] where the new cell has this state of charge; beyond 0 and 1
+    /// as far as the electrode goes, its end slopes from there.
+    #[inline]
+    pub fn negative_mv(&self, soc: f32) -> f32 {
+        const LAST: f32 = (OCV_POINTS - 1) as f32;
+        let [empty, full] = self.negative_window;
+        let s = (empty + soc * (full - empty)) * LAST;
+        let k = s.clamp(0.0, LAST - 1.0) as usize;
+        match self.negative_mv.get(k..k + 2) {
+            Some(&[a, b]) => a + (s - k as f32) * (b - a),
+            _ => 0.0,
+        }
+    }
+
+    /// Share of a loss of capacity that the negative electrode may hide or feign by being another (1 sigma).
+    pub fn negative_doubt(&self) -> f32 {
+        self.negative_doubt
+    }
+
+    /// The same cell grown old: another capacity and another curve [mV] over its own state of charge, at 25 °C and without
+    /// what dynamic tests show beyond it.
+    pub fn aged(&self, capacity_mah: f32, curve: impl Fn(f32) -> f32) -> Self {
+        let mut aged = self.with_capacity_mah(capacity_mah);
+        let mut before = 0.0f32;
+        for (k, mv) in aged.ocv_mv.iter_mut().enumerate() {
+            let new = curve(k as f32 / (OCV_POINTS - 1) as f32);
+            if new.is_finite() {
+                *mv = new.max(before);
+            }
+            before = *mv;
+        }
+        aged
+    }
+
+    /// What dynamic tests show beyond the slow curve [mV]; 0 for a cell without.
+    pub fn shift_mv(&self, soc: f32, temp_c: f32) -> f32 {
+        if self.shifted {
+            self.shift(soc, temp_c)
+        } else {
+            0.0
         }
     }
 

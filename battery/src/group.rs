@@ -1,7 +1,8 @@
 //! States of charge of all cells of a group for little more than the price of one.
 //!
 //! One [`SocFilter`] follows the mean of the cells; a small filter per cell follows what makes the cell different: its
-//! distance in state of charge, its resistance against the mean's, and a difference of voltage that is neither (sensor, curve).
+//! distance in state of charge, its resistance and its capacity against the mean's, and a difference of voltage that is neither
+//! (sensor, curve). A cell that holds less runs away from the mean while charge moves, and so its capacity is known.
 //! Differences change slowly and do not feel the errors that all cells share, so a cell is known relative to its neighbours
 //! far better than absolutely. After Plett's bar-delta filter (*Battery Management Systems*, vol. 2 (2016), ch. 5.4).
 
@@ -15,6 +16,8 @@ use helio_units::Instant;
 const Z: usize = 0;
 const R: usize = 1;
 const E: usize = 2;
+const Q: usize = 3;
+const N: usize = 4;
 
 /// Sigma of a cell's distance from the mean, before anything was measured.
 const DISTANCE: f32 = 0.05;
@@ -26,8 +29,12 @@ const DYNAMICS: f32 = 0.05;
 const OFFSET_MV: f32 = 2.0;
 /// Sigma of one reading [mV].
 const READING_MV: f32 = 2.0;
-/// Sigma of the distance after one full capacity has moved: cells differ in capacity.
+/// Relative sigma of a cell's capacity against the mean's ...
 const CAPACITY: f32 = 0.03;
+/// ... which walks by so much per root of capacity moved.
+const CAPACITY_WALK: f32 = 0.001;
+/// Sigma of the distance after one full capacity has moved, beyond what the capacities explain: leakage, bleeding.
+const DRIFT: f32 = 0.005;
 /// The voltage difference fades to 1/e over this much state of charge.
 const OFFSET_SOC: f32 = 0.5;
 /// What the dynamics leave unexplained counts as new only so often [s].
@@ -39,7 +46,7 @@ const ASSUMED_C: f32 = 25.0;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupFilter {
     mean: SocFilter,
-    deltas: [Gaussian<f32, 3>; MAX_CELLS],
+    deltas: [Gaussian<f32, N>; MAX_CELLS],
     last: Option<(Instant, f32)>,
 }
 
@@ -48,8 +55,13 @@ impl GroupFilter {
     pub fn new(initial: SocInit) -> Self {
         let square = |x: f32| x * x;
         let delta = Gaussian::new(
-            [0.0; 3],
-            [square(DISTANCE), square(RESISTANCE), square(OFFSET_MV)],
+            [0.0; N],
+            [
+                square(DISTANCE),
+                square(RESISTANCE),
+                square(OFFSET_MV),
+                square(CAPACITY),
+            ],
         );
         Self {
             mean: SocFilter::new(initial),
@@ -92,11 +104,19 @@ impl GroupFilter {
             .map_or((1.0, 0.0), |d| (1.0 + d.x[R], math::sqrt(d.p[R][R])))
     }
 
+    /// Capacity of a cell as a multiple of the mean's, and its standard deviation. With the mean's own capacity
+    /// ([`crate::HealthFilter`]) this is the cell's.
+    pub fn capacity(&self, cell: usize) -> (f32, f32) {
+        self.deltas.get(cell).map_or((1.0, 0.0), |d| {
+            (1.0 / (1.0 + d.x[Q]), math::sqrt(d.p[Q][Q]))
+        })
+    }
+
     /// A cell's state for predictions. `None` before the first sample.
     pub fn state(&self, params: &CellParams, cell: usize) -> Option<CellState> {
         let delta = self.deltas.get(cell)?;
         let mean = self.mean.state(params)?;
-        let [_, r, e] = delta.x;
+        let [_, r, e, _] = delta.x;
         Some(CellState {
             soc: self.soc(cell),
             sigma: self.sigma(cell),
@@ -148,7 +168,7 @@ impl GroupFilter {
                 let dt = now.since(last).as_secs_f32();
                 (
                     dt,
-                    0.5 * (ma + reading.ma).abs() * dt / (3_600.0 * params.capacity_mah()),
+                    0.5 * (ma + reading.ma) * dt / (3_600.0 * params.capacity_mah()),
                 )
             }
             None => (CORRELATION_S, 0.0),
@@ -162,18 +182,22 @@ impl GroupFilter {
         let instant = params.point(mean.soc, temp_c).instant_mv(mean.current_ma);
         let over = mean.v1_mv + mean.v2_mv + mean.v3_mv + instant * mean.r0_scale;
         let here = params.ocv_mv(mean.soc, temp_c);
-        let fade = math::one_minus_exp(moved / OFFSET_SOC);
+        let fade = math::one_minus_exp(moved.abs() / OFFSET_SOC);
         let noise = square(READING_MV) + square(DYNAMICS * over) * (CORRELATION_S / dt).max(1.0);
         for (delta, v) in self.deltas.iter_mut().zip(sample.cells()) {
             delta.x[E] -= fade * delta.x[E];
+            // Charge is a larger share of a smaller cell.
+            delta.x[Z] -= moved * delta.x[Q];
             delta.predict(
-                &[1.0, 1.0, 1.0 - fade],
+                &[1.0, 1.0, 1.0 - fade, 1.0],
                 &[
-                    square(CAPACITY) * moved,
+                    square(DRIFT) * moved.abs(),
                     0.0,
                     fade * (2.0 - fade) * square(OFFSET_MV),
+                    square(CAPACITY_WALK) * moved.abs(),
                 ],
             );
+            delta.leak(Q, &[-moved, 0.0, 0.0, 0.0]);
             let Some(v) = v else { continue };
             let z = (mean.soc + delta.x[Z]).clamp(0.0, 1.0);
             let half = math::sqrt(3.0 * delta.p[Z][Z] + square(mean.sigma)).clamp(0.005, 0.3);
@@ -183,7 +207,7 @@ impl GroupFilter {
                 .min((params.ocv_mv(right, temp_c) - own) / (right - z));
             let foreseen = own - here - delta.x[R] * over + delta.x[E];
             let innovation = f32::from(v.0) - reading.mv - foreseen;
-            delta.update(&[slope, -over, 1.0], innovation, noise);
+            delta.update(&[slope, -over, 1.0, 0.0], innovation, noise);
         }
     }
 }
@@ -244,6 +268,15 @@ mod tests {
                 error.abs() < 0.01 && error.abs() < 2.5 * group.sigma(k),
                 "cell {k}: {error} sigma {}",
                 group.sigma(k)
+            );
+        }
+        // Cells 0, 1, 2 hold 1, 0.99 and 0.98 of the file's capacity, and so on.
+        for k in 0..8 {
+            let truth = (1.0 - 0.01 * (k % 3) as f32) / 0.99125;
+            let (capacity, sigma) = group.capacity(k);
+            assert!(
+                (capacity - truth).abs() < 2.5 * sigma && sigma < 0.03,
+                "cell {k}: {capacity} {truth} sigma {sigma}"
             );
         }
         let (r, sigma) = group.resistance(2);

@@ -147,6 +147,52 @@ mod tests {
         assert_eq!(g.p, [[2.0, 2.0], [2.0, 4.0]]);
     }
 
+    /// The numbers are those of PyPI's filterpy (`KalmanFilter`, Joseph's form) for the same drive; every step of a nonlinear
+    /// one is compared by `tests-py/filterpy_test.py`.
+    #[test]
+    fn five_hundred_steps_end_where_filterpy_ends() {
+        let mut g = Gaussian::<f64, 3>::new([0.0; 3], [0.01, 100.0, 100.0]);
+        let d = [1.0, 0.99, 0.999];
+        for k in 0..500u32 {
+            let i = (f64::from(k * 37 % 101) - 30.0) * 100.0;
+            for (n, b) in [-5e-9, 1.2e-4, 1.8e-5].into_iter().enumerate() {
+                g.x[n] = d[n] * g.x[n] + b * i;
+            }
+            g.predict(&d, &[1e-11, 1e-3, 1e-4]);
+            let h = [700.0 + f64::from(k % 50) * 10.0, -1.0, -1.0];
+            let foreseen = h[0] * g.x[0] - g.x[1] - g.x[2];
+            g.update(&h, f64::from(k * 53 % 97) - 48.0 - foreseen, 25.0);
+        }
+        let x = [
+            0.006_802_068_171_672_118,
+            23.809_045_089_088_57,
+            -8.568_129_045_171_927,
+        ];
+        let p = [
+            [
+                1.947_701_516_153_713e-6,
+                2.140_124_750_208_045_3e-5,
+                1.593_593_786_460_689_2e-3,
+            ],
+            [
+                2.140_124_750_208_045_3e-5,
+                0.048_670_910_121_967_954,
+                0.003_318_708_084_132_587,
+            ],
+            [
+                1.593_593_786_460_689_2e-3,
+                0.003_318_708_084_132_587,
+                1.391_051_240_731_782_5,
+            ],
+        ];
+        for n in 0..3 {
+            assert!((g.x[n] - x[n]).abs() < 1e-9, "{:?}", g.x);
+            for m in 0..3 {
+                assert!((g.p[n][m] - p[n][m]).abs() < 1e-9, "{:?}", g.p);
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn f32_covariance_never_goes_indefinite(

@@ -14,6 +14,7 @@ pub mod balance;
 pub mod cell;
 pub mod defaults;
 pub mod group;
+pub mod health;
 pub mod kalman;
 mod math;
 pub mod power;
@@ -23,6 +24,7 @@ pub mod soc;
 pub use balance::{BalanceConfig, ChargeBalance};
 pub use cell::{CellData, CellError, CellExtra, CellModel, CellParams};
 pub use group::GroupFilter;
+pub use health::{Estimate, HealthFilter};
 pub use soc::{CellState, Reading, SocFilter, SocInit};
 
 use helio_units::{DeciCelsius, Milliamps, Millivolts};

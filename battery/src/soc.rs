@@ -31,6 +31,7 @@
 //! differences: Nørgaard, Poulsen and Ravn, *Automatica* 36 (2000) 1627), and of the two the flatter one counts.
 
 use crate::cell::{CellParams, Point};
+use crate::health::Estimate;
 use crate::kalman::Gaussian;
 use crate::math;
 use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts};
@@ -46,6 +47,9 @@ const N: usize = 7;
 
 /// Sigma of the current sensor's offset, as a share of the current that empties the cell in one hour.
 const BIAS_C: f32 = 0.004;
+/// Sigma of an offset that may be there besides. The filter does not look for it, because on a flat curve it would find the model's
+/// errors instead; but what it would do to the state of charge is part of the sigma.
+const UNSEEN_BIAS_C: f32 = 0.012;
 /// The offset drifts by its own sigma in this time [s].
 const BIAS_DRIFT_S: f32 = 36_000.0;
 /// Sigma of the state of charge after one full capacity has moved: error of capacity and of the current's scale.
@@ -167,6 +171,9 @@ pub struct CellState {
 pub struct SocFilter {
     mode: Mode,
     belief: Gaussian<f32, N>,
+    /// What an offset of the current that is not looked for, one capacity per hour, would have done to the mean (a "consider"
+    /// parameter: S. F. Schmidt, *Advances in Control Systems* 3 (1966) 293).
+    felt: [f32; N],
     /// What rounding has cut off `z` so far; 24 bits do not hold a tenth of a second at C/100.
     carry: f32,
     /// Hysteresis state, open loop.
@@ -189,6 +196,7 @@ impl SocFilter {
                 x: [0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
                 p: [[0.0; N]; N],
             },
+            felt: [0.0; N],
             carry: 0.0,
             h: 0.0,
             sign: 0.0,
@@ -215,13 +223,39 @@ impl SocFilter {
             Mode::New(SocInit::Stored { sigma, .. }) => sigma,
             Mode::New(SocInit::Voltage) => NOTHING_KNOWN,
             Mode::Acquiring(interval) => interval.sigma(),
-            Mode::Tracking { .. } => math::sqrt(self.belief.p[Z][Z]),
+            Mode::Tracking { .. } => math::sqrt(self.variance()),
         }
+    }
+
+    /// Variance of the state of charge with what an unseen offset of the current may have done to it.
+    fn variance(&self) -> f32 {
+        self.belief.p[Z][Z] + square(UNSEEN_BIAS_C * self.felt[Z])
     }
 
     /// Estimated offset of the current sensor [mA], measured minus true, and its standard deviation.
     pub fn current_bias_ma(&self) -> (f32, f32) {
         (self.belief.x[B], math::sqrt(self.belief.p[B][B]))
+    }
+
+    /// Series resistance as a multiple of the file's, and its standard deviation.
+    pub fn resistance(&self) -> Estimate {
+        Estimate {
+            mean: 1.0 + self.belief.x[R],
+            sigma: math::sqrt(self.belief.p[R][R]),
+        }
+    }
+
+    /// Voltage that is still relaxing [mV], positive after a discharge, and its variance [mV²].
+    pub fn relaxing_mv(&self) -> (f32, f32) {
+        let Gaussian { x, p } = &self.belief;
+        let pairs = [V1, V2, V3].map(|k| p[k][k]);
+        (x[V1] + x[V2] + x[V3], pairs.iter().sum())
+    }
+
+    /// What hysteresis is taken to add to the voltage [mV], and how much it can add at most.
+    pub fn hysteresis_mv(&self, params: &CellParams) -> (f32, f32) {
+        let point = params.point(self.soc(), self.temp_c);
+        (self.hysteresis(&point), point.hysteresis_mv + point.jump_mv)
     }
 
     /// Everything else that the filter believes, for who predicts from it. `None` before the first sample.
@@ -344,6 +378,7 @@ impl SocFilter {
                 square(point.doubt),
             ],
         );
+        self.felt = [0.0; N];
         (self.h, self.sign) = (0.0, 0.0);
         self.cut(params, &point, reading, known);
     }
@@ -405,6 +440,7 @@ impl SocFilter {
                 p[k][Z] = p[Z][k];
             }
             self.belief.x[Z] = z;
+            self.felt = [0.0; N];
             self.carry = 0.0;
             self.mode = Mode::Tracking { strain: 1.0 };
         }
@@ -471,6 +507,16 @@ impl SocFilter {
                 0.0,
             ],
         );
+        let one_c = params.capacity_mah();
+        self.felt = [
+            self.felt[Z] - soc_per_ma * one_c,
+            d[V1] * self.felt[V1] + g1 * point.r1 * one_c,
+            d[V2] * self.felt[V2] + g2 * point.r2 * one_c,
+            d[V3] * self.felt[V3] + g3 * point.r3 * one_c,
+            self.felt[B],
+            d[E] * self.felt[E],
+            self.felt[R],
+        ];
         moved
     }
 
@@ -574,6 +620,13 @@ impl SocFilter {
         }
         self.belief
             .update_projected(&h, &g, variance, innovation, r);
+        let mut felt = -over * params.capacity_mah();
+        for (h, f) in h.iter().zip(&self.felt) {
+            felt += h * f;
+        }
+        for (f, g) in self.felt.iter_mut().zip(&g) {
+            *f -= g / (variance + r) * felt;
+        }
         let z = self.belief.x[Z];
         if !(-0.02..=1.02).contains(&z) {
             self.belief.x[Z] = z.clamp(-0.02, 1.02);

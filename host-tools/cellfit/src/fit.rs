@@ -6,7 +6,9 @@
 //! 3. Dynamic tests give the circuit, each at its temperature ([`crate::dynamic`]).
 //! 4. Where there are slow tests but no dynamic ones, the nearest circuit is carried over by Arrhenius' law, with more doubt.
 
+use crate::bpx::Bpx;
 use crate::dynamic::{self, Circuit, Given, KELVIN, Run, along};
+use crate::electrodes::{self, Negative};
 use crate::recording::{Recording, Wrong};
 use crate::slow::{POINTS, SlowTest, continue_flat, soc_of};
 use helio_battery::cell::NAME_BYTES;
@@ -33,6 +35,9 @@ pub struct About {
     pub chemistry: Option<String>,
     /// State of charge at the start of the dynamic tests where it is not the one at rest.
     pub start_soc: Option<f64>,
+    /// Electrodes from a BPX file: in place of slow tests where there are none; else for negative electrode and slope over
+    /// temperature.
+    pub bpx: Option<Bpx>,
 }
 
 /// The result.
@@ -56,8 +61,12 @@ pub struct Fitted {
     pub circuits: Vec<Circuit>,
     /// e-folds of the hysteresis state per capacity.
     pub rate: f64,
+    /// Negative electrode, for the state of health.
+    pub negative: Option<Negative>,
     /// RMS of the model's error [V].
     pub sigma: f64,
+    /// State of charge and what the circuit leaves over [V], of every dynamic test by its name.
+    pub left: Vec<(String, Vec<(f64, f64)>)>,
     /// What was done.
     pub report: Report,
 }
@@ -75,6 +84,10 @@ pub struct Report {
     pub coulombic_efficiency: Option<f64>,
     /// Activation of the resistances [K].
     pub activation_k: f64,
+    /// Negative electrode, and its stoichiometry in the empty and in the full cell.
+    pub negative_electrode: &'static str,
+    /// As told.
+    pub negative_window: [f64; 2],
     /// Slow tests.
     pub ocv_tests: Vec<OcvLine>,
     /// Dynamic tests.
@@ -302,6 +315,10 @@ pub fn fit(
         progress(&format!("open-circuit curve from {}", r.name));
         tests.push(SlowTest::new(r)?);
     }
+    if let (true, Some(bpx)) = (tests.is_empty(), &about.bpx) {
+        notes.push("the curve at rest is that of the BPX file; capacity, too".into());
+        tests.push(bpx.test.clone());
+    }
     tests.sort_by(|a, b| a.temp_c.total_cmp(&b.temp_c));
     let Some(reference) = tests
         .iter()
@@ -310,7 +327,7 @@ pub fn fit(
     else {
         return Err(Wrong::file(
             Path::new("--ocv"),
-            "no slow test given; name at least one recording of a slow discharge",
+            "no slow test given; name at least one recording of a slow discharge, or a BPX file with --bpx",
         ));
     };
     let capacity_ah = reference.capacity_ah;
@@ -320,7 +337,14 @@ pub fn fit(
             reference.name
         ));
     }
-    let slow = Slow::new(&tests, &reference);
+    let mut slow = Slow::new(&tests, &reference);
+    if let (Some(bpx), true) = (&about.bpx, slow.per_k.iter().all(|p| *p == 0.0)) {
+        let moved = 25.0 - reference.temp_c;
+        slow.per_k.clone_from(&bpx.per_k);
+        for (v, p) in slow.ocv.iter_mut().zip(&bpx.per_k) {
+            *v += moved * p;
+        }
+    }
     let efficiency = reference
         .efficiency
         .map(|e| e.min(1.0))
@@ -350,7 +374,7 @@ pub fn fit(
     if runs.is_empty() {
         return Err(Wrong::file(
             Path::new("--dynamic"),
-            "no dynamic test given; name at least one recording with a lively current",
+            "no dynamic test given; name at least one recording with a lively current, measured or simulated",
         ));
     }
     let grid = grid_for(&runs);
@@ -436,9 +460,14 @@ pub fn fit(
         _ => slow.activation.unwrap_or(ACTIVATION),
     };
     let mut lines = Vec::new();
+    let mut left_over = Vec::new();
     for (group, circuit) in groups.iter().zip(&circuits) {
         for run in group {
             let left = dynamic::residual(run, &given, circuit);
+            left_over.push((
+                run.name.clone(),
+                run.soc.iter().copied().zip(left.iter().copied()).collect(),
+            ));
             let high: Vec<f64> = left
                 .iter()
                 .zip(&run.soc)
@@ -539,12 +568,18 @@ pub fn fit(
             "nmc".into()
         }
     });
+    let negative = match &about.bpx {
+        Some(bpx) => bpx.negative,
+        None => electrodes::find(&reference.ocv, &reference.measured),
+    };
     let report = Report {
         name: about.name.clone(),
         chemistry: chemistry.clone(),
         capacity_ah,
         coulombic_efficiency: efficiency,
         activation_k: activation,
+        negative_electrode: negative.name,
+        negative_window: negative.window,
         ocv_tests: tests
             .iter()
             .map(|t| OcvLine {
@@ -585,6 +620,8 @@ pub fn fit(
         grid: grid.clone(),
         circuits,
         rate: given.rate,
+        negative: Some(negative),
+        left: left_over,
         sigma: sigma.max(FLOOR_V),
         report,
     })
@@ -699,6 +736,10 @@ impl Fitted {
             sigma_mv: &flat(&|c| mv(&c.sigma)),
             resistance_doubt: &flat(&|c| vec![c.doubt; n]),
             coulombic_efficiency: efficiency,
+            negative_mv: &self.negative.map_or(vec![], |n| n.mv.to_vec()),
+            negative_window: &self
+                .negative
+                .map_or(vec![], |n| n.window.map(|x| x as f32).to_vec()),
         })
     }
 
@@ -769,6 +810,16 @@ impl Fitted {
         table("resistance_doubt", 3, &|c| vec![c.doubt; n]);
         table("sigma_mv", 1, &|c| mv(&c.sigma));
         let _ = writeln!(t, "hysteresis_rate = {}", self.rate);
+        if let Some(negative) = &self.negative {
+            let mv: Vec<f64> = negative.mv.iter().map(|v| f64::from(*v)).collect();
+            let _ = writeln!(
+                t,
+                "\n# Negative electrode over its stoichiometry ({}), for the state of health.",
+                negative.name
+            );
+            let _ = writeln!(t, "negative_mv = {}", list(&mv, 1));
+            let _ = writeln!(t, "negative_window = [{}]", row(&negative.window, 4));
+        }
         t
     }
 }
@@ -789,6 +840,12 @@ impl Report {
             t,
             "resistances rise in the cold by exp({:.0} K / T)",
             self.activation_k
+        );
+        let [empty, full] = self.negative_window;
+        let _ = writeln!(
+            t,
+            "negative electrode: {}, {empty:.3} to {full:.3} of it used",
+            self.negative_electrode
         );
         let _ = writeln!(
             t,

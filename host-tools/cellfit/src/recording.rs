@@ -682,9 +682,12 @@ fn discharge_positive(t: &[f64], i: &[f64], v: &[f64]) -> Option<bool> {
         }
     }
     if sum == 0.0 {
-        // No step: a voltage that falls is that of a discharge.
-        let charge: f64 = (1..t.len()).map(|k| i[k] * (t[k] - t[k - 1])).sum();
-        sum = charge * (v.last()? - v.first()?);
+        // No step that is seen at once: the voltage falls while a discharge goes on.
+        let steady = |k: &usize| (i[*k] - i[k - 1]).abs() < 0.05 * most;
+        sum = (1..t.len())
+            .filter(steady)
+            .map(|k| i[k] * (v[k] - v[k - 1]))
+            .sum();
     }
     (sum != 0.0).then_some(sum < 0.0)
 }

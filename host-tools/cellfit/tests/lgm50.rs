@@ -20,6 +20,7 @@ fn a_cell_fitted_on_one_drive_is_followed_through_another() {
         name: "LG M50".into(),
         chemistry: None,
         start_soc: None,
+        bpx: None,
     };
     let slow = join(vec![load("lgm50_ocv_25c.csv")]);
     let fitted = fit(&about, &slow, &[load("lgm50_udds_25c.csv")], |_| ()).expect("a fit");
@@ -54,6 +55,7 @@ fn a_start_thirty_points_wrong_is_mended_in_three_minutes() {
         name: "LG M50".into(),
         chemistry: None,
         start_soc: None,
+        bpx: None,
     };
     let slow = join(vec![load("lgm50_ocv_25c.csv")]);
     let fitted = fit(&about, &slow, &[load("lgm50_udds_25c.csv")], |_| ()).expect("a fit");

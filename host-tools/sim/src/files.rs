@@ -60,6 +60,10 @@ struct CellFile {
     shift_mv: Option<Table>,
     resistance_doubt: Option<Table>,
     coulombic_efficiency: Option<f32>,
+    #[serde(default)]
+    negative_mv: Vec<f32>,
+    #[serde(default)]
+    negative_window: Vec<f32>,
 }
 
 fn hysteresis_rate() -> f32 {
@@ -138,6 +142,8 @@ pub fn load_cell(file: &Path) -> Result<Cell, InputError> {
         resistance_doubt: &doubt,
         sigma_mv: if sigma.len() > 1 { &sigma } else { &[] },
         coulombic_efficiency: cell.coulombic_efficiency.unwrap_or(1.0),
+        negative_mv: &cell.negative_mv,
+        negative_window: &cell.negative_window,
     };
     let params = CellParams::new(&data).and_then(|p| p.with_extra(&extra));
     let params = params.map_err(|e| {

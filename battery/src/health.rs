@@ -1,0 +1,612 @@
+//! State of health: capacity and resistance of an ageing cell from partial cycles, with bounds.
+//!
+//! A cell that ages does not only hold less: its open-circuit curve changes shape. Lost lithium slides the electrodes' curves
+//! against each other, lost active material squeezes one of them. An estimator that divides the charge moved by the change of
+//! state of charge *read from the curve of the new cell* takes much of this for capacity that is still there. So this filter
+//! estimates what happens to the electrodes, and the capacity follows.
+//!
+//! ```text
+//! V(c) = Up(c / ap) - Un((c - l) / an)          c  charge in the positive electrode's window, in capacities of the new cell
+//!                                               ap active material left at the positive electrode, an at the negative
+//!  Up(p) = OCV(p) + Un(p)                       l  lithium lost, in capacities of the new cell
+//!
+//! capacity = c(V = full) - c(V = empty)
+//! ```
+//!
+//! `Un` is the negative electrode's potential ([`CellParams::negative_mv`]), `Up` what the new cell's curve leaves for the positive
+//! one, so a new cell is described exactly whatever `Un`; an error of `Un` counts only by how far the curves have slid. (These
+//! are the degradation modes of M. Dubarry, C. Truchot, B. Y. Liaw, *J. Power Sources* 219 (2012) 204; C. R. Birkl et al.,
+//! *J. Power Sources* 341 (2017) 373.)
+//!
+//! A Kalman filter over `[c, l, an, ap, b, g, h]` with `b` the offset of the current sensor, `g` the loss of lithium per charge moved
+//! and `h` the share of the file's hysteresis that is there at rest (slow tests take slow loss for hysteresis). It counts charge all the time and learns from the voltage only when the cell rests ([`REST_S`]): that is seldom, so it
+//! costs nothing, and then the voltage says most.
+
+use crate::cell::CellParams;
+use crate::kalman::Gaussian;
+use crate::math;
+use crate::soc::{Reading, SocFilter};
+use helio_units::{Duration, Instant};
+
+const C: usize = 0;
+const L: usize = 1;
+const AN: usize = 2;
+const AP: usize = 3;
+const B: usize = 4;
+const G: usize = 5;
+const H: usize = 6;
+const N: usize = 7;
+
+/// A rest tells something when it has lasted this long [s].
+pub const REST_S: f32 = 900.0;
+/// At rest the current is below this share of 1C.
+const REST_C: f32 = 0.025;
+/// A rest that goes on tells again after this long [s].
+const AGAIN_S: f32 = 14_400.0;
+/// Sigma of the lithium lost and of the active material of a cell that is said to be new.
+const NEW: f32 = 0.005;
+/// Sigma of the current sensor's offset, as a share of 1C ...
+const BIAS_C: f32 = 0.004;
+/// ... which drifts by this much in a day.
+const BIAS_DRIFT_C: f32 = 0.001;
+/// Sigma of the current's scale: nothing contradicts it, so it is part of the bounds.
+const SCALE: f32 = 0.003;
+/// Random walk of `l`, `an` and `ap` per root of capacity moved ...
+const WALK: [f32; 3] = [0.0006, 0.0006, 0.0004];
+/// ... and per root of a year at rest.
+const WALK_YEAR: f32 = 0.02;
+/// Sigma of the lithium lost per capacity moved; half of it is what one expects.
+const RATE: f32 = 0.0003;
+/// Sigma of counted charge per root of capacity moved.
+const COUNTING: f32 = 0.002;
+/// Sigma of the voltage sensor's offset and the curve's error that stays from rest to rest [mV].
+const CURVE_MV: f32 = 3.0;
+/// Sigma of the curve along its axis.
+const CURVE: f32 = 0.003;
+/// Errors stay the same from rest to rest: one tells as much as so many of them.
+const REPEATED: f32 = 6.0;
+/// Share of the hysteresis that its open-loop state gets wrong (1 sigma).
+const HYSTERESIS: f32 = 0.2;
+/// Share of the file's hysteresis that is expected at rest, give or take as much.
+const HYSTERESIS_SHARE: f32 = 0.5;
+/// Share of the overvoltage left at the end of a rest that is not known (1 sigma).
+const RELAXING: f32 = 0.3;
+/// Longer without a sample, and the charge moved meanwhile is unknown.
+const GAP: Duration = Duration::from_secs(3_600);
+/// The resistance's error stays alike from rest to rest.
+const RESISTANCE_REPEATED: f32 = 8.0;
+/// Sigma of the resistance's drift per capacity moved.
+const RESISTANCE_WALK: f32 = 0.003;
+
+/// A quantity and its standard deviation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// Mean.
+    pub mean: f32,
+    /// 1 sigma.
+    pub sigma: f32,
+}
+
+impl Estimate {
+    /// The 95 % bounds.
+    pub fn bounds(&self) -> (f32, f32) {
+        (self.mean - 1.96 * self.sigma, self.mean + 1.96 * self.sigma)
+    }
+}
+
+/// What has become of the electrodes, in shares of the new cell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Modes {
+    /// Lithium lost.
+    pub lithium_lost: f32,
+    /// Active material left at the negative electrode.
+    pub negative_left: f32,
+    /// Active material left at the positive electrode.
+    pub positive_left: f32,
+}
+
+impl Modes {
+    /// A new cell's.
+    pub const NEW: Self = Self {
+        lithium_lost: 0.0,
+        negative_left: 1.0,
+        positive_left: 1.0,
+    };
+
+    /// Open-circuit voltage [mV] at the charge `c`.
+    fn mv(&self, params: &CellParams, c: f32, temp_c: f32) -> f32 {
+        let (p, n) = self.places(c);
+        params.ocv_mv(p, temp_c) + params.negative_mv(p) - params.negative_mv(n)
+    }
+
+    /// Where the electrodes stand, each on its own scale of the new cell.
+    fn places(&self, c: f32) -> (f32, f32) {
+        (
+            c / self.positive_left,
+            (c - self.lithium_lost) / self.negative_left,
+        )
+    }
+
+    /// The charges at which the cell at rest is empty and full.
+    fn ends(&self, params: &CellParams) -> (f32, f32) {
+        const TEMP_C: f32 = crate::cell::OCV_TEMP_C;
+        let at = |mv: f32, mut low: f32, mut high: f32| {
+            for _ in 0..20 {
+                let mid = 0.5 * (low + high);
+                if self.mv(params, mid, TEMP_C) < mv {
+                    low = mid;
+                } else {
+                    high = mid;
+                }
+            }
+            0.5 * (low + high)
+        };
+        (
+            at(params.ocv_mv(0.0, TEMP_C), -0.2, 0.6),
+            at(params.ocv_mv(1.0, TEMP_C), 0.3, 1.2),
+        )
+    }
+
+    fn capacity(&self, params: &CellParams) -> f32 {
+        let (empty, full) = self.ends(params);
+        full - empty
+    }
+}
+
+/// The health of one cell, or of the mean of a group. Holds no reference to the parameters, which are those of the new cell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HealthFilter {
+    belief: Gaussian<f32, N>,
+    /// Whether `c` is known at all.
+    placed: bool,
+    /// Charge moved since the newest prediction: net, and regardless of direction, in capacities of the new cell.
+    moved: f32,
+    carry: f32,
+    throughput: f32,
+    /// Time since then [s].
+    waited: f32,
+    /// How long the cell has rested [s], and when it told last.
+    rested: f32,
+    told: f32,
+    /// The newest moment of rest.
+    resting: Option<Resting>,
+    resistance: Estimate,
+    rests: u32,
+    last: Option<(Instant, f32)>,
+}
+
+/// What a rest tells at its end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Resting {
+    mv: f32,
+    hysteresis_mv: f32,
+    variance: f32,
+    temp_c: f32,
+    soc: f32,
+    sigma: f32,
+    resistance: Estimate,
+}
+
+impl HealthFilter {
+    /// A new cell.
+    pub const NEW: Self = Self::since(Modes::NEW, NEW);
+
+    /// A cell of which is known what has become of it, with this sigma of each. Larger than 0.3 counts as 0.3.
+    pub const fn since(modes: Modes, sigma: f32) -> Self {
+        let mut p = [[0.0; N]; N];
+        let sigma = if sigma < 0.3 { sigma } else { 0.3 };
+        p[C][C] = 0.09;
+        p[L][L] = sigma * sigma;
+        p[AN][AN] = sigma * sigma;
+        p[AP][AP] = sigma * sigma;
+        p[B][B] = BIAS_C * BIAS_C;
+        p[G][G] = RATE * RATE;
+        p[H][H] = HYSTERESIS_SHARE * HYSTERESIS_SHARE;
+        Self {
+            belief: Gaussian {
+                x: [
+                    0.5,
+                    modes.lithium_lost,
+                    modes.negative_left,
+                    modes.positive_left,
+                    0.0,
+                    0.5 * RATE,
+                    HYSTERESIS_SHARE,
+                ],
+                p,
+            },
+            placed: false,
+            moved: 0.0,
+            carry: 0.0,
+            throughput: 0.0,
+            waited: 0.0,
+            rested: 0.0,
+            told: 0.0,
+            resting: None,
+            resistance: Estimate {
+                mean: 1.0,
+                sigma: 0.1,
+            },
+            rests: 0,
+            last: None,
+        }
+    }
+
+    /// What has become of the electrodes.
+    pub fn modes(&self) -> Modes {
+        modes(&self.belief.x)
+    }
+
+    /// Capacity as a share of the new cell's.
+    pub fn capacity(&self, params: &CellParams) -> Estimate {
+        let Gaussian { x, p } = &self.belief;
+        let mean = self.modes().capacity(params);
+        let mut slope = [0.0; N];
+        for k in [L, AN, AP] {
+            const STEP: f32 = 0.01;
+            let side = |step: f32| {
+                let mut x = *x;
+                if let Some(x) = x.get_mut(k) {
+                    *x += step;
+                }
+                modes(&x).capacity(params)
+            };
+            slope[k] = (side(STEP) - side(-STEP)) / (2.0 * STEP);
+        }
+        // A wrong negative electrode misleads the more, the further the curves have slid.
+        let slid = params.negative_doubt() * (1.0 - mean);
+        let mut variance = square(SCALE * mean) + square(slid);
+        for (a, row) in slope.iter().zip(p) {
+            for (b, p) in slope.iter().zip(row) {
+                variance += a * b * p;
+            }
+        }
+        Estimate {
+            mean,
+            sigma: math::sqrt(variance),
+        }
+    }
+
+    /// Series resistance as a multiple of the new cell's.
+    pub fn resistance(&self) -> Estimate {
+        self.resistance
+    }
+
+    /// Rests that have told something so far.
+    pub fn rests(&self) -> u32 {
+        self.rests
+    }
+
+    /// The cell as it is now: its capacity, and its curve over its own state of charge.
+    pub fn aged(&self, params: &CellParams) -> CellParams {
+        let modes = self.modes();
+        let (empty, full) = modes.ends(params);
+        params.aged((full - empty) * params.capacity_mah(), |soc| {
+            modes.mv(
+                params,
+                empty + soc * (full - empty),
+                crate::cell::OCV_TEMP_C,
+            ) - params.shift_mv(soc, crate::cell::OCV_TEMP_C)
+        })
+    }
+
+    /// Takes in one sample. `params` are the new cell's; `filter` has taken the same sample and knows what of the voltage is
+    /// still relaxing. `filter` may use [`Self::aged`] parameters: give those as `now_params`.
+    /// Returns whether the estimate has changed.
+    pub fn take(
+        &mut self,
+        params: &CellParams,
+        now: Instant,
+        reading: Reading,
+        filter: &SocFilter,
+        now_params: &CellParams,
+    ) -> bool {
+        let one_c = params.capacity_mah();
+        let Some((last, before)) = self.last else {
+            self.last = Some((now, reading.ma));
+            return false;
+        };
+        let elapsed = now.since(last);
+        if elapsed == Duration::ZERO {
+            return false;
+        }
+        self.last = Some((now, reading.ma));
+        let dt = elapsed.as_secs_f32();
+        if elapsed > GAP {
+            let told = self.tell(params);
+            self.waited += dt;
+            self.predict();
+            self.belief.p[C][C] += square(0.2);
+            self.rested = 0.0;
+            return told;
+        }
+        let rests = before.abs() < REST_C * one_c && reading.ma.abs() < REST_C * one_c;
+        let mut told = false;
+        if !rests {
+            told = self.tell(params);
+            self.rested = 0.0;
+            self.told = 0.0;
+        }
+        let ma = 0.5 * (before + reading.ma);
+        let efficiency = if ma < 0.0 {
+            params.coulombic_efficiency()
+        } else {
+            1.0
+        };
+        let moved = efficiency * ma * dt / (3_600.0 * one_c);
+        // Kahan's sum.
+        let step = moved - self.carry;
+        let sum = self.moved + step;
+        self.carry = (sum - self.moved) - step;
+        self.moved = sum;
+        self.throughput += moved.abs();
+        self.waited += dt;
+        if !rests {
+            return told;
+        }
+        self.rested += dt;
+        if self.rested >= REST_S {
+            let (over, variance) = filter.relaxing_mv();
+            let (hysteresis, reach) = filter.hysteresis_mv(now_params);
+            self.resting = Some(Resting {
+                mv: reading.mv + over,
+                hysteresis_mv: hysteresis,
+                variance: square(RELAXING * over) + 0.25 * variance + square(HYSTERESIS * reach),
+                temp_c: reading.temp_c,
+                soc: filter.soc(),
+                sigma: filter.sigma(),
+                resistance: filter.resistance(),
+            });
+            if self.rested - self.told > AGAIN_S {
+                told = self.tell(params);
+            }
+        }
+        told
+    }
+
+    /// Moves the belief over the charge and time since it was moved last.
+    fn predict(&mut self) {
+        let hours = self.waited / 3_600.0;
+        let throughput = self.throughput;
+        let x = &mut self.belief.x;
+        x[C] += -self.moved + x[B] * hours;
+        x[L] += x[G] * throughput;
+        let year = square(WALK_YEAR) * self.waited / 3.156e7;
+        let [l, an, ap] = WALK.map(|w| square(w) * throughput + year);
+        let q = [
+            square(COUNTING) * throughput,
+            l,
+            an,
+            ap,
+            square(BIAS_DRIFT_C) * hours / 24.0,
+            square(0.02 * RATE) * throughput,
+            0.0,
+        ];
+        self.belief.predict(&[1.0; N], &q);
+        self.belief.leak(B, &[hours, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        self.belief
+            .leak(G, &[0.0, throughput, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        (self.moved, self.carry, self.throughput, self.waited) = (0.0, 0.0, 0.0, 0.0);
+    }
+
+    /// Learns from the rest that has just ended, if there was one.
+    fn tell(&mut self, params: &CellParams) -> bool {
+        let Some(rest) = self.resting.take() else {
+            return false;
+        };
+        self.told = self.rested;
+        let throughput = self.throughput;
+        self.predict();
+        self.learn_resistance(rest.resistance, throughput);
+        let now = self.modes();
+        if !self.placed {
+            let (empty, full) = now.ends(params);
+            self.belief.x[C] = empty + rest.soc * (full - empty);
+            self.belief.p[C] = [0.0; N];
+            self.belief.p.iter_mut().for_each(|row| row[C] = 0.0);
+            self.belief.p[C][C] = square(rest.sigma.max(0.01));
+            self.placed = true;
+        }
+        let Gaussian { x, p } = &self.belief;
+        let c = x[C];
+        let at = |c: f32| now.mv(params, c, rest.temp_c);
+        // As the filter of the state of charge: chords over what is possible, the flatter counts.
+        let half = math::sqrt(3.0 * p[C][C]).clamp(0.01, 0.4);
+        let here = at(c);
+        let slope = ((here - at(c - half)) / half)
+            .min((at(c + half) - here) / half)
+            .max(0.0);
+        let (place_p, place_n) = now.places(c);
+        // The electrodes' own slopes, over the same width.
+        let un = (params.negative_mv(place_n + half) - params.negative_mv(place_n - half))
+            / (2.0 * half);
+        let up = slope * now.positive_left + un * now.positive_left / now.negative_left;
+        let h = [
+            slope,
+            un / now.negative_left,
+            un * place_n / now.negative_left,
+            -up * place_p / now.positive_left,
+            0.0,
+            0.0,
+            rest.hysteresis_mv,
+        ];
+        let mut r = REPEATED * (rest.variance + square(CURVE_MV) + square(CURVE * slope));
+        let innovation = rest.mv - here - x[H] * rest.hysteresis_mv;
+        let (g, variance) = self.belief.project(&h);
+        let s = variance + r;
+        let ratio = innovation * innovation / s;
+        if ratio > 9.0 {
+            r += s * (math::sqrt(ratio / 9.0) - 1.0);
+        }
+        self.belief
+            .update_projected(&h, &g, variance, innovation, r);
+        let x = &mut self.belief.x;
+        x[C] = x[C].clamp(-0.1, 1.2);
+        x[L] = x[L].clamp(-0.1, 0.6);
+        x[AN] = x[AN].clamp(0.4, 1.1);
+        x[AP] = x[AP].clamp(0.4, 1.1);
+        x[H] = x[H].clamp(0.0, 1.5);
+        self.rests = self.rests.saturating_add(1);
+        true
+    }
+
+    fn learn_resistance(&mut self, seen: Estimate, throughput: f32) {
+        let Estimate { mean, sigma } = &mut self.resistance;
+        let variance = square(*sigma) + square(RESISTANCE_WALK) * throughput;
+        let r = RESISTANCE_REPEATED * square(seen.sigma.max(0.01));
+        let gain = variance / (variance + r);
+        *mean += gain * (seen.mean - *mean);
+        *sigma = math::sqrt((1.0 - gain) * variance);
+    }
+}
+
+fn modes(x: &[f32; N]) -> Modes {
+    Modes {
+        lithium_lost: x[L],
+        negative_left: x[AN],
+        positive_left: x[AP],
+    }
+}
+
+fn square(x: f32) -> f32 {
+    x * x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::CellModel;
+    use crate::defaults::{LFP_2500MAH, NMC_5000MAH};
+    use crate::soc::SocInit;
+
+    /// Partial cycles with rests, of a cell that is as `truth` says; the filters are told of a new one.
+    fn cycles(params: &CellParams, truth: &CellParams, count: u32, offset_ma: f32) -> HealthFilter {
+        let mut cell = CellModel::new(0.5);
+        let mut filter = SocFilter::new(SocInit::Voltage);
+        let mut health = HealthFilter::NEW;
+        health.belief.p[L][L] = square(0.05);
+        health.belief.p[AN][AN] = square(0.02);
+        health.belief.p[AP][AP] = square(0.02);
+        let mut now_params = *params;
+        let mut seconds = 0u64;
+        let one_c = truth.capacity_mah();
+        let mut go = |health: &mut HealthFilter,
+                      cell: &mut CellModel,
+                      ma: f32,
+                      until: &dyn Fn(&CellModel, u64) -> bool| {
+            let begin = seconds;
+            while !until(cell, seconds - begin) {
+                let mv = cell.step(truth, Duration::from_secs(20), ma, 25.0);
+                seconds += 20;
+                let reading = Reading {
+                    ma: ma + offset_ma,
+                    mv: mv as i32 as f32,
+                    temp_c: 25.0,
+                };
+                let now = Instant::from_millis(1_000 * seconds);
+                filter.take(&now_params, now, reading);
+                if health.take(params, now, reading, &filter, &now_params) {
+                    now_params = health.aged(params);
+                }
+            }
+        };
+        for k in 0..count {
+            let (high, low) = (0.72 + 0.04 * (k % 7) as f64, 0.12 + 0.05 * (k % 5) as f64);
+            go(&mut health, &mut cell, -0.4 * one_c, &|c, _| c.soc >= high);
+            go(&mut health, &mut cell, 0.0, &|_, t| t > 3_600);
+            go(&mut health, &mut cell, 0.6 * one_c, &|c, _| c.soc <= low);
+            go(&mut health, &mut cell, 0.0, &|_, t| t > 3_600);
+        }
+        health
+    }
+
+    fn old(params: &CellParams, modes: Modes) -> (CellParams, f32) {
+        let mut filter = HealthFilter::NEW;
+        filter.belief.x[L] = modes.lithium_lost;
+        filter.belief.x[AN] = modes.negative_left;
+        filter.belief.x[AP] = modes.positive_left;
+        (filter.aged(params), modes.capacity(params))
+    }
+
+    #[test]
+    fn a_new_cell_has_all_of_its_capacity_and_its_own_curve() {
+        for p in [NMC_5000MAH, LFP_2500MAH] {
+            let health = HealthFilter::NEW;
+            let capacity = health.capacity(&p);
+            assert!((capacity.mean - 1.0).abs() < 1e-3, "{capacity:?}");
+            assert!(
+                capacity.sigma > SCALE && capacity.sigma < 0.02,
+                "{capacity:?}"
+            );
+            let same = health.aged(&p);
+            for k in 1..100 {
+                let z = k as f32 * 0.01;
+                assert!(
+                    (same.ocv_mv(z, 25.0) - p.ocv_mv(z, 25.0)).abs()
+                        < 0.03 * p.ocv_slope_mv(z, 25.0, 0.01).max(20.0)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn lost_lithium_and_material_are_found_from_partial_cycles() {
+        let p = NMC_5000MAH;
+        for modes in [
+            Modes {
+                lithium_lost: 0.09,
+                ..Modes::NEW
+            },
+            Modes {
+                lithium_lost: 0.02,
+                negative_left: 0.95,
+                positive_left: 0.97,
+            },
+        ] {
+            let (truth, capacity) = old(&p, modes);
+            assert!(capacity < 0.965, "{capacity}");
+            let health = cycles(&p, &truth, 30, 15.0);
+            let found = health.capacity(&p);
+            assert!(
+                (found.mean - capacity).abs() < 0.015,
+                "{found:?} {capacity}"
+            );
+            let (low, high) = found.bounds();
+            assert!((low..high).contains(&capacity), "{found:?} {capacity}");
+        }
+    }
+
+    #[test]
+    fn a_cell_that_stays_new_is_not_made_old() {
+        let health = cycles(&NMC_5000MAH, &NMC_5000MAH, 20, -15.0);
+        let found = health.capacity(&NMC_5000MAH);
+        assert!((found.mean - 1.0).abs() < 0.01, "{found:?}");
+        let health = cycles(&LFP_2500MAH, &LFP_2500MAH, 10, 0.0);
+        let found = health.capacity(&LFP_2500MAH);
+        let (low, high) = found.bounds();
+        assert!((low..high).contains(&1.0), "{found:?}");
+    }
+
+    #[test]
+    fn repeated_instants_and_gaps_move_no_charge() {
+        let p = NMC_5000MAH;
+        let mut health = HealthFilter::NEW;
+        let filter = SocFilter::new(SocInit::Voltage);
+        let reading = Reading {
+            ma: 5_000.0,
+            mv: 3_700.0,
+            temp_c: 25.0,
+        };
+        for seconds in [0, 0, 10, 10, 100_000] {
+            health.take(
+                &p,
+                Instant::from_millis(1_000 * seconds),
+                reading,
+                &filter,
+                &p,
+            );
+        }
+        // Ten seconds of 1C were counted, a day without samples was not.
+        assert!((health.belief.x[C] - (0.5 - 10.0 / 3_600.0)).abs() < 1e-4);
+    }
+}
