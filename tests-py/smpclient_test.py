@@ -45,11 +45,11 @@ Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
 NodeState = Literal[
     "absent", "init", "standby", "active", "tripped", "isolated", "quarantined"
 ]
-PackState = Literal["empty", "ready", "degraded", "tripped"]
+PackState = Literal["empty", "ready", "degraded", "tripped", "asleep"]
 Severity = Literal["none", "warn", "derate", "trip"]
 What = Literal[
     "joined", "left", "replaced", "duplicate", "quarantined", "isolated", "released",
-    "trip", "alarm", "command", "map",
+    "trip", "alarm", "command", "map", "asleep", "awake",
     "precharging", "contactors-closed", "contactors-opened", "contactors-dropped",
     "contactors-retry", "contactors-failed",
 ]  # fmt: skip
@@ -133,6 +133,11 @@ class TagRecord(Head):
     sigma_mm: Uint
     anchors: Uint
     residual_mm: Uint
+    excluded: Uint
+    protection_mm: Uint | None = None
+    track_mm: tuple[int, int, int] | None = None
+    track_sigma_mm: Uint | None = None
+    velocity_mm_s: tuple[int, int, int] | None = None
 
 
 class EventRecord(Head):

@@ -4,9 +4,9 @@
 //! room, and asks again if it loses patience.
 
 use crate::Core;
-use helio_smp::MAX_DATAGRAM;
 use helio_smp::serial::{Decoder, Lines, MAX_LINE};
-use zephyr_shell::{Northbound, Peripherals, now};
+use helio_smp::{MAX_DATAGRAM, Rc};
+use zephyr_shell::{Errno, Management, Northbound, Peripherals, now};
 
 /// All clients speak through one line, so one ticket does.
 const TICKET: u32 = 1;
@@ -37,16 +37,37 @@ impl Clients {
                 let Ok(Some(datagram)) = decoder.handle_octet(*octet) else {
                     continue;
                 };
-                let length = master.handle_smp(now(), TICKET, datagram, answer);
+                let length = match master.is_for_device(datagram) {
+                    true => device(&mut parts.management, datagram, answer),
+                    false => None,
+                };
+                let length =
+                    length.unwrap_or_else(|| master.handle_smp(now(), TICKET, datagram, answer));
                 send(&mut parts.northbound, answer.get(..length));
             }
             if count < bytes.len() {
                 break;
             }
         }
+        if let Some(answer) = parts.management.answer(answer) {
+            send(&mut parts.northbound, Some(answer));
+        }
         while let Some(due) = master.poll_smp(now(), answer) {
             send(&mut parts.northbound, answer.get(..due.length));
         }
+    }
+}
+
+/// Hands a request to the device, whose answer comes later, or says that it is busy; `None` where
+/// nobody answers for the device.
+fn device(management: &mut Management, datagram: &[u8], answer: &mut [u8]) -> Option<usize> {
+    match management.request(datagram) {
+        Ok(()) => Some(0),
+        Err(Errno::BUSY) => Some(match helio_smp::accept(datagram, answer) {
+            Ok(request) => request.reply(answer).rc(Rc::Busy),
+            Err(refusal) => refusal,
+        }),
+        Err(_) => None,
     }
 }
 

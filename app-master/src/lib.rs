@@ -10,17 +10,15 @@
 #![no_std]
 #![deny(unsafe_code)]
 
-mod bus;
 mod clients;
 mod config;
 
-use bus::Bus;
 use clients::Clients;
 use helio_master::Master;
 use helio_units::{Duration, Instant};
 use static_cell::StaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Peripherals, now};
+use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
 
 /// The core with as many seats and records as this image has memory for.
 pub type Core = Master<{ config::SEATS }, { config::RECORDS }>;
@@ -39,34 +37,36 @@ extern "C" fn rust_main() {
 }
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
-    static MASTER: StaticCell<Core> = StaticCell::new();
     static CLIENTS: StaticCell<Clients> = StaticCell::new();
     let mut parts = Peripherals::take()
         .ok_or("started twice")?
         .map_err(|_| "an output of the heliograph,node does not start")?;
-    let schedule = config::schedule();
+    let schedule = zephyr_shell::schedule();
     printkln!(
         "heliograph master: {} seats, {}, cycle {} us",
         schedule.seats,
         schedule.kind.name(),
         schedule.cycle.as_micros()
     );
-    let master = MASTER.init_with(|| Master::new(config::master(schedule)));
+    // Not static: it is built on the stack before it could be moved anywhere, and would take its
+    // room twice for good. So most of this thread's stack is this.
+    printkln!("heliograph master: core {} bytes", size_of::<Core>());
+    let mut master = Master::new(config::master(schedule));
     let clients = CLIENTS.init_with(Clients::new);
     let bus = Bus::start(&mut parts)?;
     parts
         .northbound
         .start()
         .map_err(|_| "the northbound UART does not start")?;
-    if parts.watchdog.start(config::WATCHDOG).is_err() {
+    if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph master: no watchdog on this board");
     }
-    run(master, parts, bus, clients)
+    run(&mut master, parts, bus, clients)
 }
 
 fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
-    let longest = Duration::from_nanos(config::WATCHDOG.as_nanos() / 4);
+    let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = 0;
     loop {
         bus.receive(&mut parts, master);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! wake: driver or deadline --> what was heard --> Slave::handle_* --> poll_output: gate, balance, sample, light
-//!   ^                                                             --> poll_serial or poll_can: the bus
+//!   ^                                                             --> poll_request: images, settings, reset
+//!   |                                                             --> poll_serial or poll_can: the bus
 //!   '------------- wait_until(poll_timeout), watchdog fed ------------'
 //! ```
 //!
@@ -10,18 +11,16 @@
 #![no_std]
 #![deny(unsafe_code)]
 
-mod bus;
 mod cells;
 mod config;
 
-use bus::Bus;
 use cells::Monitor;
 use helio_bus::Ranges;
-use helio_slave::{Slave, SlaveOutput};
+use helio_slave::{MAX_ANSWER, Slave, SlaveOutput};
 use helio_units::{Duration, Instant};
 use static_cell::StaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Peripherals, now};
+use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
 
 /// Called by zephyr-lang-rust's `main`.
 #[allow(
@@ -39,11 +38,12 @@ extern "C" fn rust_main() {
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
     static SLAVE: StaticCell<Slave> = StaticCell::new();
+    static ANSWER: StaticCell<[u8; MAX_ANSWER]> = StaticCell::new();
     let mut parts = Peripherals::take().ok_or("started twice")?.map_err(
         |_| "an output of the heliograph,node does not start; check its GPIO or PWM controller",
     )?;
     let config = config::slave()?;
-    let schedule = config::schedule();
+    let schedule = zephyr_shell::schedule();
     printkln!(
         "heliograph slave {:016x}: {} cells, {} temperatures, {} anchors, {}, cycle {} us",
         config.uid.get(),
@@ -53,18 +53,24 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         schedule.kind.name(),
         schedule.cycle.as_micros()
     );
-    let monitor = Monitor::new(&config)?;
+    let monitor = Monitor::new(&config, &mut parts)?;
     let slave = SLAVE.init_with(|| Slave::new(config, schedule));
     let bus = Bus::start(&mut parts)?;
-    if parts.watchdog.start(config::WATCHDOG).is_err() {
+    if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph slave: no watchdog on this board");
     }
-    run(slave, parts, bus, monitor)
+    run(slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
 }
 
-fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Bus, mut monitor: Monitor) -> ! {
+fn run(
+    slave: &mut Slave,
+    mut parts: Peripherals,
+    mut bus: Bus,
+    mut monitor: Monitor,
+    answer: &mut [u8],
+) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
-    let longest = Duration::from_nanos(config::WATCHDOG.as_nanos() / 4);
+    let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = None;
     loop {
         bus.receive(&mut parts, slave);
@@ -72,19 +78,31 @@ fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Bus, mut monitor: Mon
         while let Some(output) = slave.poll_output() {
             carry_out(slave, &mut parts, &mut monitor, output);
         }
+        if let Some(request) = slave.poll_request() {
+            // While the one before is at work it is dropped, and the client asks again.
+            let _ = parts.management.request(request);
+        }
+        if let Some(answer) = parts.management.answer(answer) {
+            slave.handle_answer(answer);
+        }
         bus.transmit(&mut parts, slave);
         let seen = (slave.node(), slave.state());
         if told != Some(seen) {
             told = Some(seen);
             match seen.0 {
-                Some(node) => printkln!("heliograph slave: seat {}, {:?}", node.get(), seen.1),
-                None => printkln!("heliograph slave: no seat, {:?}", seen.1),
+                Some(node) => say(format_args!("seat {}, {:?}", node.get(), seen.1)),
+                None => say(format_args!("no seat, {:?}", seen.1)),
             }
         }
         parts.watchdog.feed();
         let due = slave.poll_timeout().unwrap_or(Instant::MAX);
         bus.wait_until(due.min(now() + longest));
     }
+}
+
+/// A line on the console, with the time since boot.
+fn say(what: core::fmt::Arguments<'_>) {
+    printkln!("heliograph slave: {} ms: {}", now().as_millis(), what);
 }
 
 fn carry_out(
@@ -94,11 +112,16 @@ fn carry_out(
     output: SlaveOutput,
 ) {
     let failed = match output {
-        SlaveOutput::Gate(on) => parts.gate.set(on).is_err(),
+        SlaveOutput::Gate(on) => {
+            // Switched first, told after.
+            let failed = parts.gate.set(on).is_err();
+            say(format_args!("gate {}", if on { "on" } else { "off" }));
+            failed
+        }
         SlaveOutput::Balance(mask) => monitor.balance(parts, mask).is_err(),
         SlaveOutput::SampleNow => {
             // What cannot be read is missing in the sample, and protection knows what that means.
-            let sample = monitor.sample(now());
+            let sample = monitor.sample();
             slave.handle_sample(now(), &sample);
             false
         }
@@ -109,6 +132,8 @@ fn carry_out(
             false
         }
         SlaveOutput::Light(mask) => parts.luminaires.set(mask).is_err(),
+        // No output of a board we support switches at the chip rate yet: lamps shine steadily.
+        SlaveOutput::Identify(_) => false,
     };
     if failed {
         printkln!("heliograph slave: {:?} could not be carried out", output);

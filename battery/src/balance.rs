@@ -44,8 +44,8 @@ pub fn plan(cells: &[Option<Millivolts>], config: &BalanceConfig) -> u32 {
     let mut mask = 0u32;
     for _ in 0..config.max_cells {
         let mut best: Option<(usize, u16)> = None;
-        for (k, v) in cells.iter().enumerate() {
-            let Some(Millivolts(v)) = *v else { continue };
+        // None is missing, so places are cells.
+        for (k, &Millivolts(v)) in cells.iter().flatten().enumerate() {
             let bit = 1u32 << k;
             let beside = !config.neighbours && mask & (bit << 1 | bit >> 1) != 0;
             if v >= bound && mask & bit == 0 && !beside && best.is_none_or(|(_, b)| v > b) {

@@ -10,6 +10,7 @@
 //! join     getting a seat        seats     who sits where
 //! budget   how much at most      segment   datagrams over frames
 //! superframe  RS485: how it is spelt, and every place in time
+//! station     what a shell needs of either end
 //! analysis    how late each message can be, and how many slaves fit
 //! ```
 #![no_std]
@@ -30,6 +31,7 @@ mod schedule;
 mod seats;
 mod segment;
 mod slave;
+mod station;
 mod superframe;
 mod wire;
 
@@ -40,6 +42,7 @@ pub use message::*;
 pub use schedule::Schedule;
 pub use segment::MAX_DATAGRAM;
 pub use slave::{SlaveLink, SlaveStats};
+pub use station::Station;
 pub use superframe::{decode_message as decode_serial, encode_message as encode_serial};
 pub use wire::{DecodeError, Decoded, decode as decode_can, encode as encode_can};
 

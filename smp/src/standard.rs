@@ -1,12 +1,17 @@
 //! The standard groups that master and slaves both answer: `os` (echo, parameters) and `stat`.
-//! Whatever needs the device itself (reset, images, settings) is left to the caller.
+//! Whatever needs the device itself (reset, images, settings) is left to the caller, who hands it
+//! to whoever knows the device ([`is_for_device`]).
 
-use crate::{Op, Rc, Request, Written, read_map};
+use crate::heliograph::GROUP;
+use crate::{Header, Op, Rc, Request, Written, read_map};
 
 /// Group `os`.
 pub const OS: u16 = 0;
 /// Group `stat`.
 pub const STAT: u16 = 2;
+
+/// Reset, a command of group `os`.
+pub const OS_RESET: u8 = 5;
 
 const OS_ECHO: u8 = 0;
 const OS_PARAMETERS: u8 = 6;
@@ -47,6 +52,34 @@ pub fn handle(
         }),
         _ => return None,
     })
+}
+
+/// Whether a request is for the device that a core runs on (reset, images, settings), rather than
+/// for the core: of the groups below 64 all that [`handle`] leaves alone.
+pub fn is_for_device(header: &Header) -> bool {
+    match (header.group, header.id) {
+        (OS, OS_ECHO | OS_PARAMETERS) | (STAT, _) => false,
+        (group, _) => group < GROUP && matches!(header.op, Op::Read | Op::Write),
+    }
+}
+
+/// Whether a request wants the device to reset, and whether against its will (`force` in the body).
+pub fn reset(request: &Request<'_>) -> Option<bool> {
+    let header = &request.header;
+    if (header.group, header.id, header.op) != (OS, OS_RESET, Op::Write) {
+        return None;
+    }
+    let mut force = false;
+    let read = read_map(request.body, |key, d| {
+        match key {
+            // Zephyr takes a boolean, older clients send a number.
+            "force" if d.datatype()? == minicbor::data::Type::Bool => force = d.bool()?,
+            "force" => force = d.u64()? != 0,
+            _ => d.skip()?,
+        }
+        Ok(())
+    });
+    Some(force && read.is_ok())
 }
 
 fn echo(request: &Request<'_>, out: &mut [u8]) -> usize {

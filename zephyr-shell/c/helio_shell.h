@@ -51,9 +51,25 @@ uint32_t helio_can_state(void);
 uint32_t helio_can_lost(void);
 uint32_t helio_can_recoveries(void);
 
+/* i2c.c */
+int helio_i2c_start(void);
+int helio_i2c_transfer(uint32_t address, uint8_t *const *parts, const size_t *sizes, size_t count,
+		       uint32_t reads);
+
+/* adc.c */
+int helio_adc_start(void);
+int helio_adc_read_mv(int32_t *mv);
+
+/* sim.c */
+uint32_t helio_sim_over_voltage(void);
+
 /* northbound.c */
 int helio_northbound_start(void);
 int helio_northbound_read(uint8_t *to, size_t size);
 int helio_northbound_write(const uint8_t *bytes, size_t count);
+
+/* management.c */
+int helio_management_request(const uint8_t *datagram, size_t count);
+int helio_management_answer(uint8_t *to, size_t size);
 
 #endif

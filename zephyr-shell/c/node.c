@@ -23,10 +23,10 @@ static const struct gpio_dt_spec balance[] = {
 	DT_FOREACH_PROP_ELEM_SEP(HELIO_NODE, balance_gpios, OUTPUT, (,))};
 #endif
 
-#if DT_NODE_HAS_PROP(HELIO_NODE, luminaire_pwms)
+#if DT_NODE_HAS_PROP(HELIO_NODE, pwms)
 #define CHANNEL(node, prop, index) PWM_DT_SPEC_GET_BY_IDX(node, index)
 static const struct pwm_dt_spec luminaires[] = {
-	DT_FOREACH_PROP_ELEM_SEP(HELIO_NODE, luminaire_pwms, CHANNEL, (,))};
+	DT_FOREACH_PROP_ELEM_SEP(HELIO_NODE, pwms, CHANNEL, (,))};
 #elif DT_NODE_HAS_PROP(HELIO_NODE, luminaire_gpios)
 static const struct gpio_dt_spec luminaires[] = {
 	DT_FOREACH_PROP_ELEM_SEP(HELIO_NODE, luminaire_gpios, OUTPUT, (,))};
@@ -71,7 +71,7 @@ int helio_node_init(void)
 #if DT_NODE_HAS_PROP(HELIO_NODE, balance_gpios)
 	rc = rc != 0 ? rc : outputs_init(balance, ARRAY_SIZE(balance));
 #endif
-#if DT_NODE_HAS_PROP(HELIO_NODE, luminaire_pwms)
+#if DT_NODE_HAS_PROP(HELIO_NODE, pwms)
 	for (size_t i = 0; i < ARRAY_SIZE(luminaires); i++) {
 		rc = rc != 0 ? rc : (pwm_is_ready_dt(&luminaires[i]) ? 0 : -ENODEV);
 	}
@@ -101,7 +101,7 @@ int helio_balance_set(uint32_t mask)
 
 int helio_luminaires_set(uint32_t mask)
 {
-#if DT_NODE_HAS_PROP(HELIO_NODE, luminaire_pwms)
+#if DT_NODE_HAS_PROP(HELIO_NODE, pwms)
 	int worst = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(luminaires); i++) {

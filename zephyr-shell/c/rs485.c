@@ -229,7 +229,9 @@ int helio_rs485_send(const uint8_t *bytes, size_t count)
 	DRIVE(1);
 	if (IS_ENABLED(CONFIG_ARCH_POSIX)) {
 		/* The host takes all of it at once, without waiting for an emulated interrupt. */
-		tx_at += MAX(uart_fifo_fill(uart, tx, count), 0);
+		int sent = uart_fifo_fill(uart, tx, count);
+
+		tx_at += MAX(sent, 0);
 		if (tx_at == tx_count) {
 			DRIVE(0);
 			return 0;

@@ -9,6 +9,8 @@ pub struct Errno(pub i32);
 impl Errno {
     /// No such device, or it has not started.
     pub const NO_DEVICE: Self = Self(-19);
+    /// A value that the driver does not take.
+    pub const INVALID: Self = Self(-22);
     /// Still at work with what came before.
     pub const BUSY: Self = Self(-16);
 
@@ -29,6 +31,7 @@ impl fmt::Display for Errno {
             -22 => "invalid value",
             -61 => "no data",
             -95 | -134 => "not supported",
+            -90 | -122 => "too long",
             -100 => "network is down",
             -110 | -116 => "timed out",
             _ => return write!(f, "error {}", self.0),

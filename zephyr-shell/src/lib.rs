@@ -13,18 +13,26 @@
 //! the proof that nobody else uses it. All of it is for the one thread that took it.
 #![no_std]
 
+mod adc;
+mod bus;
 mod can;
 mod clock;
 mod errno;
+mod i2c;
+mod management;
 mod node;
 mod northbound;
 mod raw;
 mod rs485;
 
+pub use adc::Adc;
+pub use bus::{Bus, WATCHDOG, schedule};
 pub use can::{Can, CanState, Frame, Health};
 pub use clock::{now, reboot, wait_until};
 pub use errno::Errno;
-pub use node::{Balance, Gate, Luminaires, Watchdog, uid};
+pub use i2c::I2c;
+pub use management::Management;
+pub use node::{Balance, Gate, Luminaires, Watchdog, simulated_over_voltage, uid};
 pub use northbound::Northbound;
 pub use rs485::{Heard, Rs485};
 
@@ -44,8 +52,14 @@ pub struct Peripherals {
     pub rs485: Rs485,
     /// The CAN controller of the bus; with `CONFIG_HELIO_BUS_CAN` or `_CAN_FD` only.
     pub can: Can,
+    /// The I2C bus, for the driver of the cell monitor; with `CONFIG_HELIO_CELLS_BQ76952` only.
+    pub i2c: Option<I2c>,
+    /// The ADC channel of the current sensor; with `CONFIG_HELIO_ADC` only.
+    pub adc: Adc,
     /// The UART of clients; with `CONFIG_HELIO_NORTHBOUND` only.
     pub northbound: Northbound,
+    /// Images, settings and reset of this device; with `CONFIG_HELIO_MANAGEMENT` only.
+    pub management: Management,
 }
 
 impl Peripherals {
@@ -64,7 +78,10 @@ impl Peripherals {
             watchdog: Watchdog::new(),
             rs485: Rs485::new(),
             can: Can::new(),
+            i2c: Some(I2c::new()),
+            adc: Adc::new(),
             northbound: Northbound::new(),
+            management: Management::new(),
         }))
     }
 }

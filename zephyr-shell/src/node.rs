@@ -18,6 +18,13 @@ pub fn uid() -> Option<Uid> {
     Uid::new(unsafe { raw::helio_uid() })
 }
 
+/// Whether someone plays over-voltage to simulated cells; hangs when asked to. Needs
+/// `CONFIG_HELIO_CELLS_SIMULATED`, or the image does not link.
+pub fn simulated_over_voltage() -> bool {
+    // SAFETY: no arguments; reads two words of memory.
+    unsafe { raw::helio_sim_over_voltage() != 0 }
+}
+
 macro_rules! output {
     ($(#[$doc:meta])* $name:ident, $set:ident, $arg:ident: $type:ty, $call:ident) => {
         $(#[$doc])*

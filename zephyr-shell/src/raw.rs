@@ -20,9 +20,26 @@ unsafe extern "C" {
     pub fn helio_rs485_send_break(microseconds: u32) -> i32;
     pub fn helio_rs485_lost() -> u32;
 
+    pub fn helio_i2c_start() -> i32;
+    pub fn helio_i2c_transfer(
+        address: u32,
+        parts: *const *mut u8,
+        sizes: *const usize,
+        count: usize,
+        reads: u32,
+    ) -> i32;
+
+    pub fn helio_adc_start() -> i32;
+    pub fn helio_adc_read_mv(mv: *mut i32) -> i32;
+
+    pub fn helio_sim_over_voltage() -> u32;
+
     pub fn helio_northbound_start() -> i32;
     pub fn helio_northbound_read(to: *mut u8, size: usize) -> i32;
     pub fn helio_northbound_write(bytes: *const u8, count: usize) -> i32;
+
+    pub fn helio_management_request(datagram: *const u8, count: usize) -> i32;
+    pub fn helio_management_answer(to: *mut u8, size: usize) -> i32;
 
     pub fn helio_can_start(bitrate: u32, fd: u32, standard_id: u32, standard_mask: u32) -> i32;
     pub fn helio_can_send(mailbox: u32, id: u32, flags: u32, data: *const u8, count: usize) -> i32;

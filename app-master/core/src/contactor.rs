@@ -448,6 +448,16 @@ impl Contactors {
         if let Some(fault) = self.contradiction(now) {
             return Some(Step::Fail(fault));
         }
+        let closing = matches!(
+            self.phase,
+            Phase::TestNegative { .. }
+                | Phase::TestPositive { .. }
+                | Phase::Precharge { .. }
+                | Phase::Close { .. }
+        );
+        if closing && !self.wanted {
+            return Some(Step::Opened);
+        }
         match self.phase {
             Phase::Open if self.wanted && self.permit => {
                 let (_, pack, link) = self.volts(now)?;
@@ -457,14 +467,6 @@ impl Contactors {
                 Some(Step::To(Phase::TestNegative { until, base_mv }))
             }
             Phase::CoolDown { until } if now >= until => Some(Step::To(Phase::Open)),
-            Phase::TestNegative { .. }
-            | Phase::TestPositive { .. }
-            | Phase::Precharge { .. }
-            | Phase::Close { .. }
-                if !self.wanted =>
-            {
-                Some(Step::Opened)
-            }
             Phase::TestNegative { until, base_mv } => self.test(
                 now,
                 until,

@@ -26,14 +26,15 @@ pub mod map;
 pub mod northbound;
 pub mod pack;
 pub mod power;
+pub mod sleep;
 pub mod telemetry;
 
 use helio_battery::CellParams;
 use helio_battery::balance::{BalanceConfig, ChargeBalance};
 use helio_battery::power::PowerLimits;
 use helio_bus::{
-    Busy, CanFrame, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
-    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State,
+    Busy, CanFrame, CanId, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
+    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State, Station,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
@@ -41,10 +42,12 @@ use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
 use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
-use contactor::{ContactorConfig, Contactors, Drive, Terminals};
+use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
+use locate::{Beforehand, Locator};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
-use pack::{PackFigures, Seat, StringDecision, Strings, Topology};
+use pack::{PackFigures, PackState, Seat, StringDecision, Strings, Topology};
+use sleep::{Change, Seen, Sleep, SleepConfig};
 use telemetry::{Event, Log, Record, SlaveFigures, What};
 
 /// What an integrator decides.
@@ -79,6 +82,8 @@ pub struct PackControl {
     pub power: PowerLimits,
     /// How to balance by state of charge.
     pub balance: ChargeBalance,
+    /// When the pack rests.
+    pub sleep: SleepConfig,
 }
 
 impl PackControl {
@@ -88,6 +93,7 @@ impl PackControl {
             contactors: None,
             power: power::default_limits(cell),
             balance: ChargeBalance::default(),
+            sleep: SleepConfig::default(),
         }
     }
 }
@@ -96,13 +102,20 @@ impl PackControl {
 pub struct Master<const SEATS: usize, const LOG: usize> {
     config: MasterConfig,
     link: MasterLink,
-    seats: [Seat; SEATS],
+    /// All of them, from the first input on.
+    seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
     control: PackControl,
     contactors: Option<Contactors>,
+    sleep: Sleep,
+    /// The pack as it was when it fell asleep.
+    rested: PackFigures,
+    /// Who was there when it fell asleep, and until when they may take to come back.
+    returning: Option<(u128, Instant)>,
     log: Log<LOG>,
     map: AnchorMap,
     epoch: Epoch,
+    locator: Locator,
     /// When the epoch being gathered is closed, complete or not.
     epoch_ends: Option<Instant>,
     gate_wanted: bool,
@@ -162,21 +175,33 @@ const TUNNELS: usize = 8;
 /// Orders that may wait, per level check.
 const ORDERS_PER_TICK: usize = 4;
 
+/// How long slaves may take to come back from a rest.
+const RETURN: Duration = Duration::from_secs(1);
+
 /// Level checks: often enough that a lost order is repeated within a few cycles.
 const TICK: Duration = Duration::from_millis(50);
 
 impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Starts with nobody on the bus, all strings open and the pack wanted on.
+    ///
+    /// Seats are set up by the first input: they are most of a master's memory, and would be built on
+    /// the stack first, and copied, if this did it.
+    // Inlined, the compiler builds the whole in one place and copies it to another.
+    #[inline(never)]
     pub fn new(config: MasterConfig) -> Self {
         Self {
             link: MasterLink::new(config.schedule),
-            seats: core::array::from_fn(|_| Seat::default()),
+            seats: heapless::Vec::new(),
             strings: Strings::new(config.topology),
             control: PackControl::new(&config.cell),
             contactors: None,
+            sleep: Sleep::new(SleepConfig::default()),
+            rested: PackFigures::default(),
+            returning: None,
             log: Log::default(),
             map: AnchorMap::default(),
             epoch: Epoch::default(),
+            locator: Locator::default(),
             epoch_ends: None,
             gate_wanted: true,
             balance_wanted: true,
@@ -195,31 +220,56 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
     }
 
+    /// One by one in their place, see [`Self::new`].
+    fn set_up_seats(&mut self) {
+        while !self.seats.is_full() {
+            let _ = self.seats.push(Seat::default());
+        }
+    }
+
     /// A frame that the CAN controller received.
     pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
-        self.link.handle_can(now, frame);
-        self.drain(now);
+        if !self.sleep.is_asleep() {
+            self.link.handle_can(now, frame);
+            self.drain(now);
+        }
     }
 
     /// The frame in this mailbox is on the wire.
     pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
-        self.link.handle_sent(now, mailbox);
+        if !self.sleep.is_asleep() {
+            self.link.handle_sent(now, mailbox);
+        }
     }
 
     /// Characters that the UART received; `now` is the end of the last one.
     pub fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
-        self.link.handle_serial(now, bytes);
-        self.drain(now);
+        if !self.sleep.is_asleep() {
+            self.link.handle_serial(now, bytes);
+            self.drain(now);
+        }
     }
 
     /// The UART saw a break.
     pub fn handle_break(&mut self, now: Instant) {
-        self.link.handle_break(now);
-        self.drain(now);
+        if !self.sleep.is_asleep() {
+            self.link.handle_break(now);
+            self.drain(now);
+        }
     }
 
     /// Early and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.sleep.is_asleep() {
+            if let Some(contactors) = &mut self.contactors {
+                contactors.handle_timeout(now);
+            }
+            self.note_contactors(now);
+            self.rest(now);
+            if self.sleep.is_asleep() {
+                return;
+            }
+        }
         self.link.handle_timeout(now);
         self.drain(now);
         if self.epoch_ends.is_some_and(|at| now >= at) {
@@ -232,6 +282,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             self.next_tick = now + TICK;
             self.decide(now);
             self.reconcile();
+            self.rest(now);
         } else {
             self.note_contactors(now);
         }
@@ -256,9 +307,13 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        let contactors = self.contactors.as_ref().and_then(Contactors::poll_timeout);
+        if self.sleep.is_asleep() {
+            let look = self.sleep.poll_timeout();
+            return [look, contactors].into_iter().flatten().min();
+        }
         let own = self.next_tick.min(self.next_pack).min(self.next_slave);
         // Clients of slaves are told of a timeout by `poll_smp`, a level check late at most.
-        let contactors = self.contactors.as_ref().and_then(Contactors::poll_timeout);
         [
             self.link.poll_timeout(),
             self.epoch_ends,
@@ -272,11 +327,17 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// The next frame for this mailbox; call whenever it is free.
     pub fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        if self.sleep.is_asleep() {
+            return None;
+        }
         self.link.poll_can(now, mailbox)
     }
 
     /// The next transmission of the UART.
     pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        if self.sleep.is_asleep() {
+            return None;
+        }
         self.link.poll_serial(now)
     }
 
@@ -300,6 +361,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     pub fn control_pack(&mut self, control: PackControl) {
         self.control = control;
         self.contactors = control.contactors.map(Contactors::new);
+        self.sleep = Sleep::new(control.sleep);
     }
 
     /// What was measured at the main contactors. Where the strings' side is not measured, the sum of the cells is taken.
@@ -339,8 +401,23 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Whether the pack shall conduct. Protection and isolation still have the last word.
     pub fn set_gate(&mut self, now: Instant, on: bool) {
         self.gate_wanted = on;
+        self.rest(now);
         self.decide(now);
         self.reconcile();
+    }
+
+    /// Sends the pack to sleep, which switches it off first, or wakes it, which leaves it off.
+    pub fn set_sleep(&mut self, now: Instant, on: bool) {
+        self.sleep.tell(on);
+        match on {
+            true => self.set_gate(now, false),
+            false => self.rest(now),
+        }
+    }
+
+    /// Whether the bus is quiet because the pack rests; see [`sleep`].
+    pub fn is_asleep(&self) -> bool {
+        self.sleep.is_asleep()
     }
 
     /// Whether cells may be balanced.
@@ -391,6 +468,13 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// The pack in one line, without the link's voltage, which grows old.
     pub fn figures(&self) -> PackFigures {
+        match self.sleep.is_asleep() {
+            true => self.rested,
+            false => self.live_figures(),
+        }
+    }
+
+    fn live_figures(&self) -> PackFigures {
         let mut figures = PackFigures {
             load_ppm: self.load_ppm,
             latency_max_us: self.latency_max_us,
@@ -419,6 +503,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     fn drain(&mut self, now: Instant) {
+        self.set_up_seats();
         while let Some(event) = self.link.poll_event() {
             match event {
                 MasterEvent::Message(message) => self.handle_message(now, &message),
@@ -428,10 +513,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     capabilities,
                     replaces,
                 } => {
-                    self.counters.joins = self.counters.joins.wrapping_add(1);
+                    // Who comes back from a rest never was away.
+                    let back = self.returning.is_some()
+                        && self.seat(node).is_some_and(|s| s.uid == Some(uid));
                     if let Some(seat) = self.seats.get_mut(node.index()) {
                         seat.join(uid, capabilities);
                     }
+                    if back {
+                        continue;
+                    }
+                    self.counters.joins = self.counters.joins.wrapping_add(1);
                     let what = if replaces.is_some() {
                         What::Replaced
                     } else {
@@ -448,13 +539,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     );
                 }
                 MasterEvent::Left { node, uid, reason } => {
-                    self.counters.leaves = self.counters.leaves.wrapping_add(1);
                     // Whoever waits for its answer is told by `poll_smp`.
                     let _ = self.left.push_back(node);
                     let babbling = reason == LeaveReason::Babbling;
                     if let Some(seat) = self.seats.get_mut(node.index()) {
                         seat.leave(babbling);
                     }
+                    if self.returning.is_some() && !babbling {
+                        continue;
+                    }
+                    self.counters.leaves = self.counters.leaves.wrapping_add(1);
                     let what = if babbling {
                         What::Quarantined
                     } else {
@@ -627,8 +721,14 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         let Some((tag, mut ranges)) = self.epoch.take() else {
             return;
         };
-        let (height, sigma) = (self.config.tag_height_mm, self.config.range_sigma_mm);
-        match locate::locate(&self.map, tag, &mut ranges, height, sigma) {
+        let before = Beforehand {
+            height_mm: self.config.tag_height_mm,
+            sigma_mm: self.config.range_sigma_mm,
+        };
+        let found = self
+            .locator
+            .handle_epoch(now, &self.map, tag, &mut ranges, &before);
+        match found {
             Some(fix) => {
                 self.counters.fixes = self.counters.fixes.wrapping_add(1);
                 self.log.push(now, Record::Tag(fix));
@@ -675,6 +775,83 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             contactors.set_permit(now, conducts);
         }
         self.note_contactors(now);
+    }
+
+    /// Falls asleep, looks or wakes, when it is time.
+    fn rest(&mut self, now: Instant) {
+        let contactors_open = self.contactors.as_ref().is_none_or(Contactors::is_open);
+        let mut seats = self.seats.iter().filter(|s| s.is_present());
+        let seen = Seen {
+            wanted: self.gate_wanted,
+            open: contactors_open && seats.clone().all(|s| !s.summary.gate_on),
+            busy: seats.any(|s| s.balance_mask != 0),
+        };
+        let checking = self.sleep.is_checking();
+        let what = match self.sleep.update(now, seen) {
+            Some(Change::Asleep) => {
+                self.rested = PackFigures {
+                    state: PackState::Asleep,
+                    load_ppm: 0,
+                    ..self.live_figures()
+                };
+                let there = self
+                    .seats
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, s)| s.is_present());
+                let mask = there.fold(0u128, |mask, (k, _)| {
+                    mask | 1u128.checked_shl(k as u32).unwrap_or(0)
+                });
+                self.missing(now);
+                self.returning = Some((mask, Instant::MAX));
+                (!checking).then_some(What::Asleep)
+            }
+            Some(change @ (Change::Awake | Change::Looking)) => {
+                if let Some((_, until)) = &mut self.returning {
+                    *until = (*until).min(now + RETURN);
+                }
+                self.next_tick = now + TICK;
+                (change == Change::Awake).then_some(What::Awake)
+            }
+            None => None,
+        };
+        if let Some(what) = what {
+            self.log.push(
+                now,
+                Record::Event(Event {
+                    what,
+                    node: None,
+                    uid: None,
+                    alarm: None,
+                }),
+            );
+        }
+        if self.returning.is_some_and(|(_, until)| now >= until) {
+            self.missing(now);
+        }
+    }
+
+    /// Tells clients who did not come back from a rest.
+    fn missing(&mut self, now: Instant) {
+        let Some((mask, _)) = self.returning.take() else {
+            return;
+        };
+        for (k, seat) in self.seats.iter().enumerate() {
+            let node = u8::try_from(k + 1).ok().and_then(NodeId::new);
+            let was = mask.checked_shr(k as u32).is_some_and(|m| m & 1 != 0);
+            if was && !seat.is_present() && seat.state() != pack::NodeState::Quarantined {
+                self.counters.leaves = self.counters.leaves.wrapping_add(1);
+                self.log.push(
+                    now,
+                    Record::Event(Event {
+                        what: What::Left,
+                        node,
+                        uid: seat.uid,
+                        alarm: None,
+                    }),
+                );
+            }
+        }
     }
 
     /// Tells clients what the contactors did.
@@ -777,6 +954,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         datagram: &[u8],
         answer: &mut [u8],
     ) -> usize {
+        self.set_up_seats();
         let request = match helio_smp::accept(datagram, answer) {
             Ok(request) => request,
             Err(refusal) => return refusal,
@@ -808,12 +986,28 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             return len;
         }
         if request.header.group != heliograph::GROUP {
-            return request.reply(answer).rc(Rc::NotSupported);
+            let loaded = standard::reset(&request) == Some(false) && !self.may_reset();
+            let rc = if loaded {
+                Rc::BadState
+            } else {
+                Rc::NotSupported
+            };
+            return request.reply(answer).rc(rc);
         }
         match self.own_group(now, ticket, &request, answer) {
             Ok(len) => len,
             Err(fault) => request.reply(answer).fault(fault),
         }
+    }
+
+    /// Whether a datagram is for the device that the master runs on (images, settings, reset), and
+    /// nothing speaks against passing it on. A reset drops the contactors' load: while they are
+    /// closed it must be forced, else [`Self::handle_smp`] refuses it.
+    pub fn is_for_device(&self, datagram: &[u8]) -> bool {
+        helio_smp::accept(datagram, &mut []).is_ok_and(|request| {
+            standard::is_for_device(&request.header)
+                && (standard::reset(&request) != Some(false) || self.may_reset())
+        })
     }
 
     /// An answer that became due since the last call. Call after `handle_*` until `None`.
@@ -837,6 +1031,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         self.tunnel.is_waiting(ticket)
     }
 
+    /// Whether nothing is lost when everything the master drives goes off.
+    fn may_reset(&self) -> bool {
+        self.contactors.as_ref().is_none_or(|c| {
+            !matches!(
+                c.state(),
+                ContactorState::Precharging | ContactorState::Closed | ContactorState::Opening
+            )
+        })
+    }
+
     /// Passes a request on to a slave.
     fn ask_slave(
         &mut self,
@@ -844,6 +1048,9 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         ticket: u32,
         request: &Request<'_>,
     ) -> Result<usize, Fault> {
+        if self.sleep.is_asleep() {
+            return Err(Fault::NotNow);
+        }
         let forward = self.tunnel.handle_request(now, ticket, request)?;
         let node = forward.node;
         if self.link.member(node).is_none() {
@@ -878,9 +1085,10 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             }
             (heliograph::MAP, Op::Read) => {
                 let off = usize::try_from(number("off", 0)?).map_err(|_| Fault::OutOfRange)?;
+                let staged = northbound::switch(request, "staged")?;
                 request
                     .reply(answer)
-                    .body(|e| northbound::map(e, &self.map, off))
+                    .body(|e| northbound::map(e, &self.map, off, staged))
             }
             (heliograph::MAP, Op::Write) => {
                 let next = self.write_map(now, &MapPiece::read(request.body)?)?;
@@ -927,25 +1135,45 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     fn write_map(&mut self, now: Instant, piece: &MapPiece<'_>) -> Result<usize, Fault> {
         let (mut off, mut complete) = (piece.off, false);
         piece.each(|anchor| {
-            complete = self
-                .map
-                .stage(piece.version, piece.total, off, anchor)
-                .map_err(|_| Fault::OutOfRange)?;
+            let staged = if piece.hold {
+                self.map
+                    .hold(piece.version, piece.total, off, anchor)
+                    .map(|_| false)
+            } else {
+                self.map.stage(piece.version, piece.total, off, anchor)
+            };
+            complete = staged.map_err(|_| Fault::OutOfRange)?;
             off += 1;
             Ok(())
         })?;
         if complete {
-            self.log.push(
-                now,
-                Record::Event(Event {
-                    what: What::Map,
-                    node: None,
-                    uid: None,
-                    alarm: None,
-                }),
-            );
+            self.note_map(now);
         }
         Ok(off)
+    }
+
+    /// Another map is in force: tracks of the old one are worth nothing.
+    fn note_map(&mut self, now: Instant) {
+        self.locator = Locator::default();
+        self.log.push(
+            now,
+            Record::Event(Event {
+                what: What::Map,
+                node: None,
+                uid: None,
+                alarm: None,
+            }),
+        );
+    }
+
+    fn commit_map(&mut self, now: Instant, crc: u64) -> Result<(), Fault> {
+        let crc = u32::try_from(crc).map_err(|_| Fault::OutOfRange)?;
+        self.map.commit(crc).map_err(|e| match e {
+            map::MapError::NotHeld => Fault::NotNow,
+            _ => Fault::OutOfRange,
+        })?;
+        self.note_map(now);
+        Ok(())
     }
 
     fn carry_out(&mut self, now: Instant, order: &northbound::Order<'_>) -> Result<(), Fault> {
@@ -958,7 +1186,9 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         let busy = |_: Busy| Fault::NotNow;
         match order.cmd {
             "gate" => self.set_gate(now, on?),
+            "map" => self.commit_map(now, order.value.ok_or(Fault::Malformed)?)?,
             "balance" => self.set_balance(on?),
+            "sleep" => self.set_sleep(now, on?),
             "isolate" => {
                 if let Some(wanted) = self.isolate_wanted.get_mut(node?.index()) {
                     *wanted = on?;
@@ -999,5 +1229,36 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         };
         self.log.push(now, Record::Event(event));
         Ok(())
+    }
+}
+
+impl<const SEATS: usize, const LOG: usize> Station for Master<SEATS, LOG> {
+    fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
+        self.handle_serial(now, bytes);
+    }
+
+    fn handle_break(&mut self, now: Instant) {
+        self.handle_break(now);
+    }
+
+    fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.poll_serial(now)
+    }
+
+    /// The master hears everything.
+    fn accepts(&self, _id: CanId) -> bool {
+        true
+    }
+
+    fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.handle_can(now, frame);
+    }
+
+    fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.handle_sent(now, mailbox);
+    }
+
+    fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.poll_can(now, mailbox)
     }
 }

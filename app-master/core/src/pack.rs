@@ -94,6 +94,8 @@ pub enum PackState {
     Degraded,
     /// No string conducts because of a fault.
     Tripped,
+    /// It rests; everything else is as it was when it fell asleep.
+    Asleep,
 }
 
 /// What the master knows of one seat.
@@ -367,6 +369,25 @@ pub struct Topology {
     pub settle: Duration,
 }
 
+impl Topology {
+    /// The string of a seat.
+    fn of(&self, node: NodeId) -> usize {
+        let per = (usize::from(self.expected) / usize::from(self.strings)).max(1);
+        (node.index() / per).min(usize::from(self.strings) - 1)
+    }
+
+    fn members<'a>(
+        self,
+        string: usize,
+        seats: &'a [Seat],
+    ) -> impl Iterator<Item = (NodeId, &'a Seat)> + use<'a> {
+        let expected = (1..=self.expected).filter_map(NodeId::new);
+        expected
+            .zip(seats)
+            .filter(move |(node, _)| self.of(*node) == string)
+    }
+}
+
 /// Most strings of one pack.
 pub const MAX_STRINGS: usize = 16;
 
@@ -411,8 +432,7 @@ impl Strings {
 
     /// The string of a seat.
     pub fn of(&self, node: NodeId) -> usize {
-        let per = (usize::from(self.topology.expected) / usize::from(self.topology.strings)).max(1);
-        (node.index() / per).min(usize::from(self.topology.strings) - 1)
+        self.topology.of(node)
     }
 
     /// Whether the gates of this seat may be on.
@@ -433,19 +453,18 @@ impl Strings {
         if bus_mv.is_none() && wanted {
             bus_mv = self.most_matched(now, seats, params);
         }
-        for string in 0..usize::from(self.topology.strings) {
+        let topology = self.topology;
+        let strings = usize::from(topology.strings);
+        for (string, state) in self.states.iter_mut().enumerate().take(strings) {
             let mut bad = None;
             let mut sum = Some(0);
-            for (node, seat) in self.members(string, seats) {
+            for (node, seat) in topology.members(string, seats) {
                 if !(seat.is_healthy() && seat.is_valid(now)) && bad.is_none() {
                     bad = Some(node);
                 }
                 // Slaves that run anchors only have no cells and carry no current.
                 sum = sum.zip(seat.rest_mv(params)).map(|(a, b)| a + b);
             }
-            let Some(state) = self.states.get_mut(string) else {
-                continue;
-            };
             match bad {
                 Some(node) => {
                     state.healthy_since = None;
@@ -486,7 +505,7 @@ impl Strings {
             let mut members = self.members(string, seats);
             *place = members
                 .try_fold(0, |sum, (_, seat)| {
-                    let fit = seat.is_healthy() && seat.is_valid(now) && settled;
+                    let fit = seat.is_healthy() && seat.is_valid(now);
                     Some(sum + fit.then(|| seat.rest_mv(params))??)
                 })
                 .filter(|_| settled);
@@ -553,12 +572,11 @@ impl Strings {
                 .members(string, seats)
                 .flat_map(|(_, seat)| seat.charges());
             let lowest = lowest.flatten().map(|c| c.soc).reduce(f32::min);
-            let expected = usize::from(self.topology.expected);
-            for (place, seat) in seats.iter_mut().enumerate().take(expected) {
-                let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
-                if node.is_none_or(|node| self.of(node) != string) {
-                    continue;
-                }
+            let nodes = (1..=self.topology.expected).filter_map(NodeId::new);
+            for (_, seat) in nodes
+                .zip(seats.iter_mut())
+                .filter(|(n, _)| self.of(*n) == string)
+            {
                 seat.balance_mask = match lowest {
                     Some(lowest) if wanted && seat.is_healthy() => {
                         let mut cells = [None; MAX_CELLS];
@@ -575,14 +593,11 @@ impl Strings {
     }
 
     fn members<'a>(
-        &'a self,
+        &self,
         string: usize,
         seats: &'a [Seat],
-    ) -> impl Iterator<Item = (NodeId, &'a Seat)> {
-        let expected = (1..=self.topology.expected).filter_map(NodeId::new);
-        expected
-            .zip(seats)
-            .filter(move |(node, _)| self.of(*node) == string)
+    ) -> impl Iterator<Item = (NodeId, &'a Seat)> + use<'a> {
+        self.topology.members(string, seats)
     }
 
     /// Mean over the strings `of` which it is wanted; a string counts when all its seats do.
@@ -698,8 +713,12 @@ mod tests {
     }
 
     fn update(s: &mut Strings, now: Instant, seats: &[Seat]) -> Vec<StringDecision> {
+        decide(s, now, seats, true)
+    }
+
+    fn decide(s: &mut Strings, now: Instant, seats: &[Seat], on: bool) -> Vec<StringDecision> {
         let mut decisions = Vec::new();
-        s.update(now, seats, &NMC_5000MAH, true, |d| decisions.push(d));
+        s.update(now, seats, &NMC_5000MAH, on, |d| decisions.push(d));
         decisions
     }
 
@@ -750,6 +769,30 @@ mod tests {
     }
 
     #[test]
+    fn strings_that_fell_ill_or_old_since_they_were_whole_are_not_the_first_to_be_connected() {
+        for old in [false, true] {
+            let mut s = strings();
+            let mut seats = [seat(3_900), seat(3_900), seat(3_700), seat(3_700)];
+            update(&mut s, NOW, &seats);
+            let now = match old {
+                // All have become old but the lower string, which would not be the first otherwise.
+                true => NOW + Duration::from_secs(2),
+                false => SETTLED,
+            };
+            if old {
+                for seat in &mut seats[2..] {
+                    let cells = [Some(Millivolts(3_700)); 4];
+                    seat.handle_cells(now, &NMC_5000MAH, 0, &cells);
+                }
+            } else {
+                seats[0].summary.severity = Severity::Trip;
+            }
+            update(&mut s, now, &seats);
+            assert_eq!(conducting(&s), [false, false, true, true], "old: {old}");
+        }
+    }
+
+    #[test]
     fn a_missing_cell_keeps_its_string_open() {
         let (mut s, mut seats) = (strings(), [3_900; 4].map(seat));
         seats[0] = seat(3_900);
@@ -757,6 +800,200 @@ mod tests {
         update(&mut s, NOW, &seats);
         update(&mut s, SETTLED, &seats);
         assert_eq!(conducting(&s), [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_seat_shows_what_its_slave_says_unless_it_is_gone_or_silenced() {
+        let mut seat = seat(3_900);
+        let shown = [
+            (SlaveState::Init, NodeState::Init),
+            (SlaveState::Standby, NodeState::Standby),
+            (SlaveState::Active, NodeState::Active),
+            (SlaveState::Tripped, NodeState::Tripped),
+            (SlaveState::Isolated, NodeState::Isolated),
+        ];
+        for (said, state) in shown {
+            seat.summary.state = said;
+            assert_eq!(seat.state(), state);
+            let healthy = matches!(state, NodeState::Standby | NodeState::Active);
+            assert_eq!(seat.is_healthy(), healthy);
+        }
+        assert!(seat.is_present());
+        seat.leave(true);
+        assert_eq!(
+            (seat.state(), seat.is_present()),
+            (NodeState::Quarantined, false)
+        );
+    }
+
+    #[test]
+    fn an_order_is_repeated_until_the_slave_reports_it_and_what_switches_off_cannot_wait() {
+        let mut seat = seat(3_900);
+        assert_eq!(seat.order(false, false), None);
+        assert_eq!(seat.order(false, true), Some((Order::Gate(true), false)));
+        seat.summary.state = SlaveState::Init;
+        assert_eq!(seat.order(false, true), None, "it is not ready");
+        (seat.summary.state, seat.summary.gate_on) = (SlaveState::Active, true);
+        assert_eq!(seat.order(false, true), None);
+        assert_eq!(seat.order(false, false), Some((Order::Gate(false), true)));
+        assert_eq!(seat.order(true, true), Some((Order::Isolate(true), true)));
+        (seat.summary.state, seat.summary.gate_on) = (SlaveState::Isolated, false);
+        assert_eq!(seat.order(true, false), None);
+        assert_eq!(
+            seat.order(false, false),
+            Some((Order::Isolate(false), false))
+        );
+        seat.summary.state = SlaveState::Standby;
+        seat.balance_mask = 4;
+        assert_eq!(seat.order(false, false), Some((Order::Balance(4), false)));
+        (seat.balance_mask, seat.summary.balancing) = (0, true);
+        assert_eq!(seat.order(false, false), Some((Order::Balance(0), false)));
+        seat.leave(false);
+        assert_eq!(seat.order(true, true), None);
+    }
+
+    #[test]
+    fn ranges_come_in_pairs_on_can_and_in_one_piece_elsewhere() {
+        let mut seat = seat(3_900);
+        seat.capabilities.anchors = 5;
+        for (bus, pieces) in [
+            (BusKind::Can500k, 3),
+            (BusKind::Can1M, 3),
+            (BusKind::CanFd, 1),
+            (BusKind::Rs485At1M, 1),
+            (BusKind::Rs485At4M, 1),
+        ] {
+            assert_eq!(seat.range_pieces(bus), pieces, "{}", bus.name());
+        }
+        seat.leave(false);
+        assert_eq!(seat.range_pieces(BusKind::CanFd), 0);
+    }
+
+    #[test]
+    fn the_mean_of_the_valid_sensors_is_the_temperature_and_without_one_25_degrees() {
+        let mut seat = seat(3_900);
+        assert_eq!(seat.temperature(), DeciCelsius(250));
+        seat.temps.0[..3].copy_from_slice(&[Some(DeciCelsius(100)), None, Some(DeciCelsius(200))]);
+        assert_eq!(seat.temperature(), DeciCelsius(150));
+    }
+
+    fn connected() -> (Strings, [Seat; 4]) {
+        let (mut s, seats) = (strings(), [3_900; 4].map(seat));
+        update(&mut s, NOW, &seats);
+        update(&mut s, SETTLED, &seats);
+        (s, seats)
+    }
+
+    #[test]
+    fn a_string_conducts_when_all_its_slaves_with_cells_have_their_gates_on() {
+        let (mut s, mut seats) = connected();
+        assert_eq!(s.conducting(&seats), 0);
+        for seat in &mut seats {
+            seat.summary.gate_on = true;
+        }
+        assert_eq!(s.conducting(&seats), 2);
+        seats[1].summary.gate_on = false;
+        assert_eq!(s.conducting(&seats), 1);
+        // Slaves that run anchors only have no gate.
+        seats[1].capabilities.cells = 0;
+        assert_eq!(s.conducting(&seats), 2);
+        seats[0].capabilities.cells = 0;
+        assert_eq!(s.conducting(&seats), 1, "a string without cells");
+        for _ in 0..2 {
+            assert_eq!(decide(&mut s, SETTLED, &seats, false), []);
+            assert_eq!((s.conducting(&seats), conducting(&s)), (0, [false; 4]));
+        }
+    }
+
+    #[test]
+    fn the_pack_promises_what_its_weakest_cells_bear_and_half_while_a_slave_asks_for_less() {
+        let bounds = crate::power::default_limits(&NMC_5000MAH);
+        let (s, mut seats) = connected();
+        assert_eq!(
+            s.power(&seats),
+            PackPower::default(),
+            "nothing is known yet"
+        );
+        for seat in &mut seats {
+            seat.update_power(&NMC_5000MAH, &bounds);
+        }
+        let whole = s.power(&seats);
+        assert!(whole.discharge_ma[0] > 10_000, "{whole:?}");
+        seats[3].summary.severity = Severity::Derate;
+        let derated = s.power(&seats);
+        assert!(derated.discharge_ma[0].abs_diff(whole.discharge_ma[0] / 2) <= 2);
+        seats[3].summary.severity = Severity::Warn;
+        // One cell is nearly empty, and another shows a lower voltage although it is not: both count.
+        let mut cells = [Some(Millivolts(3_900)); 4];
+        cells[2] = Some(Millivolts(3_000));
+        seats[3].handle_cells(NOW + Duration::from_secs(1), &NMC_5000MAH, 0, &cells);
+        seats[3].update_power(&NMC_5000MAH, &bounds);
+        assert!(s.power(&seats).discharge_ma[2] < whole.discharge_ma[2]);
+        // Without cells a slave limits nobody.
+        seats[3].capabilities.cells = 0;
+        seats[3].update_power(&NMC_5000MAH, &bounds);
+        assert_eq!(s.power(&seats).discharge_ma, whole.discharge_ma);
+        assert!(s.power(&seats).discharge_w[0] < whole.discharge_w[0]);
+    }
+
+    #[test]
+    fn cells_fuller_than_the_emptiest_of_their_own_string_are_bled() {
+        let (s, mut seats) = connected();
+        for seat in &mut seats {
+            seat.temps.0[0] = Some(DeciCelsius(250));
+        }
+        let full = Some(Millivolts(4_150));
+        seats[1] = {
+            let mut seat = seat(3_900);
+            seat.join(Uid::new(9).expect("valid"), seat.capabilities);
+            seat.summary.state = SlaveState::Standby;
+            seat.temps.0[0] = Some(DeciCelsius(250));
+            seat.handle_cells(NOW, &NMC_5000MAH, 0, &[Some(Millivolts(3_900)), full, None]);
+            seat
+        };
+        let (config, charge) = (BalanceConfig::default(), ChargeBalance::default());
+        s.balance(&mut seats, true, &config, &charge);
+        assert_eq!(seats.each_ref().map(|s| s.balance_mask), [0, 0b10, 0, 0]);
+        seats[1].summary.state = SlaveState::Tripped;
+        s.balance(&mut seats, true, &config, &charge);
+        assert_eq!(seats[1].balance_mask, 0);
+        seats[1].summary.state = SlaveState::Standby;
+        s.balance(&mut seats, false, &config, &charge);
+        assert_eq!(seats[1].balance_mask, 0);
+    }
+
+    #[test]
+    fn the_figures_tell_who_is_there_what_flows_and_why_nothing_conducts() {
+        let (mut s, mut seats) = connected();
+        assert_eq!(s.topology().expected, 4);
+        assert_eq!(s.of(NodeId::new(3).expect("valid")), 1);
+        for (seat, ma) in seats.iter_mut().zip([1_000, 1_200, 2_000, 0]) {
+            seat.summary.current = (ma != 0).then_some(Milliamps(ma));
+        }
+        assert_eq!(s.figures(&seats).current, Milliamps(1_100 + 2_000));
+        seats[0].summary.state = SlaveState::Isolated;
+        let state = s.figures(&seats).state;
+        assert_eq!(state, PackState::Degraded, "before it is opened");
+        seats[0].summary.state = SlaveState::Standby;
+        seats[2].leave(false);
+        let figures = s.figures(&seats);
+        assert_eq!((figures.members, figures.expected), (3, 4));
+        let fresh = strings().figures(&seats);
+        assert_eq!(
+            (fresh.state, fresh.strings_connected),
+            (PackState::Degraded, 0)
+        );
+        for seat in &mut seats {
+            seat.summary.state = SlaveState::Tripped;
+        }
+        update(&mut s, SETTLED, &seats);
+        assert_eq!(s.figures(&seats).state, PackState::Tripped);
+        assert!(s.figures(&seats).voltage_mv > 0, "what is measured is told");
+        for seat in &mut seats {
+            seat.leave(false);
+        }
+        assert_eq!(s.figures(&seats).state, PackState::Empty);
+        assert_eq!(s.figures(&seats).soc_ppm, None);
     }
 
     #[test]

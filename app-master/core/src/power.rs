@@ -190,10 +190,8 @@ mod tests {
         for k in 0..TIMES {
             assert!(weak.discharge_ma[k] < good.discharge_ma[k]);
             assert_eq!(both.discharge_ma[k], weak.discharge_ma[k]);
-            assert!(
-                both.discharge_w[k] > weak.discharge_w[k]
-                    && both.discharge_w[k] < 2 * good.discharge_w[k]
-            );
+            assert!(both.discharge_w[k] > weak.discharge_w[k]);
+            assert!(both.discharge_w[k] < 2 * good.discharge_w[k]);
             let volts = good.discharge_w[k] as f32 / good.discharge_ma[k] as f32 * 1e3;
             assert!((40.0..64.0).contains(&volts), "{volts} V");
         }

@@ -186,6 +186,23 @@ fn what_cannot_be_done_is_refused_with_the_right_code() {
     assert_eq!(fault(&ask(&mut m, Op::Write, 64, 4, &tunnel)), 2);
 }
 
+#[test]
+fn images_settings_and_reset_are_for_the_device_and_refused_where_nobody_carries_them_out() {
+    let mut m = master();
+    let datagram = |op: u8, group: u8, id: u8| [8 | op, 0, 0, 1, 0, group, 7, id, 0xa0];
+    for (op, group, id) in [(0, 1, 0), (2, 1, 1), (0, 3, 0), (2, 0, 5), (0, 0, 7)] {
+        assert!(m.is_for_device(&datagram(op, group, id)), "{group} {id}");
+    }
+    for (op, group, id) in [(2, 0, 0), (0, 0, 6), (0, 2, 1), (0, 64, 0), (2, 64, 4)] {
+        assert!(!m.is_for_device(&datagram(op, group, id)), "{group} {id}");
+    }
+    // An answer is no request, and a damaged datagram is nobody's.
+    assert!(!m.is_for_device(&datagram(1, 1, 0)));
+    assert!(!m.is_for_device(&datagram(0, 1, 0)[..8]));
+    let refused = ask(&mut m, Op::Read, 1, 0, &value(vec![]));
+    assert_eq!(number(&refused, "rc"), 8);
+}
+
 proptest! {
     #[test]
     fn whatever_a_client_sends_the_master_answers_or_stays_silent(

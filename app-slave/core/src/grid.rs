@@ -35,6 +35,8 @@ pub(crate) struct Grid {
     next: Instant,
     sync: Option<Expected>,
     asked: Option<Instant>,
+    /// The last SYNC, however long ago.
+    synced: Instant,
 }
 
 /// The SYNC that should come next.
@@ -60,7 +62,13 @@ impl Grid {
             next: Instant::ZERO,
             sync: None,
             asked: None,
+            synced: Instant::ZERO,
         }
+    }
+
+    /// When the last SYNC came; zero before the first.
+    pub fn synced(&self) -> Instant {
+        self.synced
     }
 
     /// When the next sample is due if no SYNC comes before.
@@ -81,9 +89,16 @@ impl Grid {
         }
     }
 
+    /// No sample before `at`, unless a SYNC comes.
+    pub fn skip(&mut self, at: Instant) {
+        self.next = self.next.max(at);
+        self.sync = None;
+    }
+
     /// A SYNC has come: the grid starts anew here. Whether to measure now.
     pub fn handle_sync(&mut self, now: Instant) -> bool {
         self.next = now + self.period;
+        self.synced = now;
         let apart = match self.sync {
             Some(_) => self.quarter,
             None => SHORTEST,

@@ -31,6 +31,10 @@
 //! What waits for [`Slave::poll_output`] is no queue but one place per kind, so nothing overflows:
 //! a newer decision replaces an older one that nobody fetched, except that a `Gate(false)` is
 //! always delivered, and first.
+//!
+//! Management datagrams that the core cannot answer, since they are about the device (images,
+//! settings, reset), come out of [`Slave::poll_request`] and their answers go in through
+//! [`Slave::handle_answer`], if [`SlaveConfig::device`] says that somebody is there to answer.
 #![no_std]
 
 mod balance;
@@ -38,7 +42,8 @@ mod grid;
 mod management;
 
 pub use balance::BleedConfig;
-pub use management::DIAGNOSTICS;
+pub use helio_positioning::{CHIP_RATE_HZ, FRAME_CHIPS, LightCode};
+pub use management::{DIAGNOSTICS, MAX_ANSWER};
 
 use balance::Balancer;
 use grid::Grid;
@@ -47,11 +52,12 @@ use helio_battery::protection::{
 };
 use helio_battery::{BalanceConfig, Sample};
 use helio_bus::{
-    Alarm, CanFrame, CanOut, Capabilities, Cells, Mailbox, Order, Ranges, Schedule, SerialOut,
-    Severity, SlaveEvent, SlaveLink, SlaveState, State as Said, Temperatures,
+    Alarm, CanFrame, CanId, CanOut, Capabilities, Cells, Mailbox, Order, Ranges, Schedule,
+    SerialOut, Severity, SlaveEvent, SlaveLink, SlaveState, State as Said, Station, Temperatures,
+    slave_accepts,
 };
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, TagId, Uid};
-use management::{Counters, View, bump};
+use management::{Answer, Counters, View, bump};
 
 /// Everything a slave has to know about itself.
 #[derive(Clone, Debug)]
@@ -73,6 +79,23 @@ pub struct SlaveConfig {
     pub bleed: BleedConfig,
     /// What happens to a gate that is on when the master falls silent.
     pub on_master_loss: OnMasterLoss,
+    /// Identity that luminaire 0 blinks, those of the others follow it; `None`: sixteen times the
+    /// seat. Give one where two masters light one room.
+    pub light_id: Option<u16>,
+    /// How it saves current while the pack rests; `None`: never.
+    pub sleep: Option<SlaveSleep>,
+    /// Somebody carries out [`Slave::poll_request`]; else such requests are refused.
+    pub device: bool,
+}
+
+/// How a slave saves current: with its gate off, nothing to bleed and no master on the bus it measures seldom. It protects as
+/// ever, and is awake with the next SYNC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlaveSleep {
+    /// How long the master has been silent by then.
+    pub after: Duration,
+    /// Time between samples.
+    pub period: Duration,
 }
 
 impl SlaveConfig {
@@ -86,6 +109,9 @@ impl SlaveConfig {
             balance: BalanceConfig::default(),
             bleed: BleedConfig::default(),
             on_master_loss: OnMasterLoss::Keep,
+            light_id: None,
+            sleep: None,
+            device: false,
         }
     }
 }
@@ -112,6 +138,14 @@ pub enum SlaveOutput {
     RangeNow(TagId),
     /// Let these luminaires shine and no others, bit 0 is anchor 0.
     Light(u16),
+    /// Let each luminaire that shines repeat the chips of [`light_code`] of this identity and its
+    /// own number at [`CHIP_RATE_HZ`]. Until then they shine steadily.
+    Identify(u16),
+}
+
+/// What luminaire `anchor` of a slave repeats for ever, given what [`SlaveOutput::Identify`] said.
+pub fn light_code(first: u16, anchor: u8) -> LightCode {
+    LightCode::new(first.wrapping_add(u16::from(anchor)))
 }
 
 /// The core of one slave.
@@ -119,6 +153,9 @@ pub struct Slave {
     uid: Uid,
     capabilities: Capabilities,
     on_master_loss: OnMasterLoss,
+    light_id: Option<u16>,
+    sleep: Option<SlaveSleep>,
+    device: bool,
     link: SlaveLink,
     protection: Protection,
     grid: Grid,
@@ -138,7 +175,9 @@ pub struct Slave {
     /// Of the measurement in `said`.
     sampled_at: Option<Instant>,
     waiting: Waiting,
-    reply: [u8; management::REPLY],
+    /// An answer while it is written, or the first `request` octets for the device.
+    reply: [u8; MAX_ANSWER],
+    request: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +198,7 @@ struct Waiting {
     sample: bool,
     range: Option<TagId>,
     light: Option<u16>,
+    identify: Option<u16>,
 }
 
 impl Slave {
@@ -181,6 +221,9 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            light_id,
+            sleep,
+            device,
             ..
         } = config;
         let tripped = protection.severity() == Some(protection::Severity::Trip);
@@ -188,6 +231,9 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            light_id,
+            sleep,
+            device,
             link: SlaveLink::new(schedule, uid, capabilities),
             protection,
             grid: Grid::new(
@@ -215,9 +261,11 @@ impl Slave {
                 gate_off: true,
                 balance: Some(0),
                 light: (capabilities.anchors > 0).then(|| mask(capabilities.anchors)),
+                identify: light_id.filter(|_| capabilities.anchors > 0),
                 ..Waiting::default()
             },
-            reply: [0; management::REPLY],
+            reply: [0; MAX_ANSWER],
+            request: 0,
         }
     }
 
@@ -234,6 +282,9 @@ impl Slave {
         self.complete = self.is_complete(sample);
         self.protection.handle_sample(now, sample);
         self.decide(now);
+        if let Some(period) = self.pace(now) {
+            self.protection.expect_sample(now + period);
+        }
 
         let hottest = self.note(sample);
         let change = match self.state {
@@ -300,7 +351,18 @@ impl Slave {
         self.handle_events(now);
         if measures(&self.capabilities) && self.grid.handle_timeout(now) {
             self.ask(now);
+            if let Some(period) = self.pace(now) {
+                self.grid.skip(now + period);
+            }
         }
+    }
+
+    /// The pace at which it measures because it sleeps.
+    fn pace(&self, now: Instant) -> Option<Duration> {
+        let sleep = self.sleep?;
+        let silent = now.since(self.grid.synced()) >= sleep.after;
+        let idle = self.state != State::Active && !self.balancer.is_balancing();
+        (silent && idle).then_some(sleep.period)
     }
 
     /// When to call [`Self::handle_timeout`] next.
@@ -336,7 +398,25 @@ impl Slave {
         if core::mem::take(&mut w.gate_on) {
             return Some(SlaveOutput::Gate(true));
         }
-        w.light.take().map(SlaveOutput::Light)
+        if let Some(mask) = w.light.take() {
+            return Some(SlaveOutput::Light(mask));
+        }
+        w.identify.take().map(SlaveOutput::Identify)
+    }
+
+    /// A datagram for the device that came over the bus, handed over once. Its answer, whenever
+    /// there is one, goes to [`Self::handle_answer`]; a newer datagram replaces one that nobody
+    /// fetched.
+    pub fn poll_request(&mut self) -> Option<&[u8]> {
+        let length = core::mem::take(&mut self.request);
+        self.reply.get(..length).filter(|r| !r.is_empty())
+    }
+
+    /// What the device answers to a datagram from [`Self::poll_request`].
+    pub fn handle_answer(&mut self, datagram: &[u8]) {
+        if datagram.len() > MAX_ANSWER || self.link.send_datagram(datagram).is_err() {
+            bump(&mut self.counters.unanswered);
+        }
     }
 
     /// What to send from this CAN mailbox; call when it is free.
@@ -393,9 +473,12 @@ impl Slave {
 
     fn handle_event(&mut self, now: Instant, event: SlaveEvent) {
         match event {
-            SlaveEvent::Joined(_) => {
+            SlaveEvent::Joined(node) => {
                 self.heard = Some(now);
                 self.introduced = false;
+                if self.capabilities.anchors > 0 && self.light_id.is_none() {
+                    self.waiting.identify = Some(16 * u16::from(node.get()));
+                }
             }
             SlaveEvent::Left(_) => {
                 self.introduced = false;
@@ -423,6 +506,9 @@ impl Slave {
 
     fn handle_sync(&mut self, now: Instant) {
         bump(&mut self.counters.syncs);
+        if self.pace(now).is_some() {
+            self.protection.expect_sample(now);
+        }
         if self.link.node().is_some() {
             self.heard = Some(now);
             if !self.introduced {
@@ -673,6 +759,8 @@ impl Slave {
             now,
             uid: self.uid,
             node,
+            device: self.device,
+            gate_on: self.state == State::Active,
             capabilities: self.capabilities,
             said: &self.said,
             sampled_at: self.sampled_at,
@@ -680,12 +768,56 @@ impl Slave {
             link: &link,
             protection: &self.protection,
         };
-        let length = management::answer(request, &mut self.reply, &view);
+        self.request = 0;
+        let length = match management::answer(request, &mut self.reply, &view) {
+            Answer::Core(length) => length,
+            Answer::Device => {
+                match self.reply.get_mut(..request.len()) {
+                    Some(place) => {
+                        place.copy_from_slice(request);
+                        self.request = request.len();
+                    }
+                    // Longer than we said we take.
+                    None => bump(&mut self.counters.unanswered),
+                }
+                return;
+            }
+        };
         let reply = self.reply.get(..length).unwrap_or(&[]);
         // A client whose answer is lost asks again.
         if reply.is_empty() || self.link.send_datagram(reply).is_err() {
             bump(&mut self.counters.unanswered);
         }
+    }
+}
+
+impl Station for Slave {
+    fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
+        self.handle_serial(now, bytes);
+    }
+
+    fn handle_break(&mut self, now: Instant) {
+        self.handle_break(now);
+    }
+
+    fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+        self.poll_serial(now)
+    }
+
+    fn accepts(&self, id: CanId) -> bool {
+        slave_accepts(id, self.node())
+    }
+
+    fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+        self.handle_can(now, frame);
+    }
+
+    fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+        self.handle_sent(now, mailbox);
+    }
+
+    fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+        self.poll_can(now, mailbox)
     }
 }
 

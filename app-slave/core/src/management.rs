@@ -11,7 +11,7 @@ use helio_smp::{Body, Malformed, Op, Rc, Request, Written, accept, list, read_ma
 use helio_units::{DeciCelsius, Instant, Millivolts, NodeId, Uid};
 
 /// Octets of the longest answer, and of the longest request that makes sense.
-pub(crate) const REPLY: usize = MAX_TUNNELLED;
+pub const MAX_ANSWER: usize = MAX_TUNNELLED;
 
 /// Group 64, read: what happened at this slave. Command number.
 pub const DIAGNOSTICS: u8 = 5;
@@ -42,6 +42,10 @@ pub(crate) struct View<'a> {
     pub now: Instant,
     pub uid: Uid,
     pub node: Option<NodeId>,
+    /// Somebody answers for the device.
+    pub device: bool,
+    /// The gate is on.
+    pub gate_on: bool,
     pub capabilities: Capabilities,
     pub said: &'a State,
     pub sampled_at: Option<Instant>,
@@ -50,12 +54,32 @@ pub(crate) struct View<'a> {
     pub protection: &'a Protection,
 }
 
-/// Writes the answer to `datagram` into `out` and says how long it is; 0: nothing to answer.
-pub(crate) fn answer(datagram: &[u8], out: &mut [u8], view: &View<'_>) -> usize {
+/// Who answers a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The core, with so many octets; 0: nothing to answer.
+    Core(usize),
+    /// The device: images, settings, reset.
+    Device,
+}
+
+/// Writes the answer to `datagram` into `out`, unless it is for the device.
+pub(crate) fn answer(datagram: &[u8], out: &mut [u8], view: &View<'_>) -> Answer {
     let request = match accept(datagram, out) {
         Ok(request) => request,
-        Err(refusal) => return refusal,
+        Err(refusal) => return Answer::Core(refusal),
     };
+    if view.device && standard::is_for_device(&request.header) {
+        // A reset opens the gate, whatever hangs on it.
+        return match standard::reset(&request) {
+            Some(false) if view.gate_on => Answer::Core(request.reply(out).rc(Rc::BadState)),
+            _ => Answer::Device,
+        };
+    }
+    Answer::Core(own(&request, out, view))
+}
+
+fn own(request: &Request<'_>, out: &mut [u8], view: &View<'_>) -> usize {
     let c = view.counters;
     let l = view.link;
     let stats = [
@@ -85,13 +109,13 @@ pub(crate) fn answer(datagram: &[u8], out: &mut [u8], view: &View<'_>) -> usize 
             ],
         },
     ];
-    if let Some(length) = standard::handle(&request, out, REPLY as u16, &stats) {
+    if let Some(length) = standard::handle(request, out, MAX_ANSWER as u16, &stats) {
         return length;
     }
     let reply = request.reply(out);
     match (request.header.group, request.header.id, request.header.op) {
         (GROUP, STATUS, Op::Read) => reply.body(|e| status(e, view)),
-        (GROUP, DIAGNOSTICS, Op::Read) => match from(&request) {
+        (GROUP, DIAGNOSTICS, Op::Read) => match from(request) {
             Ok(from) => reply.body(|e| diagnostics(e, view.protection, from)),
             Err(fault) => reply.fault(fault),
         },
@@ -269,6 +293,21 @@ mod tests {
 
     /// Asks a slave whose protection has seen these samples, 10 ms apart.
     fn ask(datagram: &[u8], samples: &[Sample]) -> Vec<u8> {
+        decide(datagram, samples, Shell::Alone).expect("the core answers this")
+    }
+
+    /// Who is around the core.
+    #[derive(PartialEq)]
+    enum Shell {
+        Alone,
+        Device { gate_on: bool },
+    }
+
+    const RESTING: Shell = Shell::Device { gate_on: false };
+    const LOADED: Shell = Shell::Device { gate_on: true };
+
+    /// What the core answers; `None` when that is left to the device.
+    fn decide(datagram: &[u8], samples: &[Sample], shell: Shell) -> Option<Vec<u8>> {
         let mut limits = Limits::nmc(5_000);
         limits.current = false;
         let mut protection = Protection::new(limits);
@@ -281,6 +320,8 @@ mod tests {
             now,
             uid: Uid::new(0x0123_4567_89ab_cdef).unwrap(),
             node: NodeId::new(5),
+            device: shell != Shell::Alone,
+            gate_on: shell == LOADED,
             capabilities: Capabilities {
                 cells: 3,
                 temps: 1,
@@ -295,9 +336,11 @@ mod tests {
             },
             protection: &protection,
         };
-        let mut out = [0; REPLY];
-        let n = answer(datagram, &mut out, &view);
-        out[..n].to_vec()
+        let mut out = [0; MAX_ANSWER];
+        match answer(datagram, &mut out, &view) {
+            Answer::Core(n) => Some(out[..n].to_vec()),
+            Answer::Device => None,
+        }
     }
 
     fn three(mv: [u16; 3]) -> Sample {
@@ -325,6 +368,45 @@ mod tests {
         let body_in = [0xa1, 0x61, b'd', 0x62, b'h', b'i'];
         let reply = ask(&request(Op::Write, 0, 0, &body_in), &[]);
         assert_eq!(body(&reply), r#"{"r": "hi"}"#);
+    }
+
+    #[test]
+    fn images_and_settings_are_the_devices_echo_and_statistics_are_not() {
+        for (op, group, id) in [
+            (Op::Read, 1, 0),
+            (Op::Write, 1, 1),
+            (Op::Read, 3, 0),
+            (Op::Read, 0, 7),
+            (Op::Write, 0, 5),
+        ] {
+            let decided = decide(&request(op, group, id, &[0xa0]), &[], RESTING);
+            assert_eq!(decided, None, "group {group} id {id}");
+        }
+        for (op, group, id) in [
+            (Op::Read, 0, 6),
+            (Op::Read, 2, 1),
+            (Op::Read, GROUP, STATUS),
+        ] {
+            assert!(decide(&request(op, group, id, &[]), &[], RESTING).is_some());
+        }
+    }
+
+    #[test]
+    fn a_reset_that_would_open_the_gate_must_be_forced() {
+        let asked = request(Op::Write, 0, 5, &[0xa0]);
+        let refused = decide(&asked, &[], LOADED).expect("refused by the core");
+        assert_eq!(body(&refused), r#"{"rc": 6}"#);
+        for force in [&b"\xa1\x65force\xf5"[..], b"\xa1\x65force\x01"] {
+            assert_eq!(decide(&request(Op::Write, 0, 5, force), &[], LOADED), None);
+        }
+        for mild in [
+            &b"\xa1\x65force\xf4"[..],
+            b"\xa1\x65force\x00",
+            b"\xa1\x65force",
+        ] {
+            assert!(decide(&request(Op::Write, 0, 5, mild), &[], LOADED).is_some());
+        }
+        assert_eq!(decide(&asked, &[], RESTING), None);
     }
 
     #[test]
@@ -404,6 +486,8 @@ mod tests {
                 now: Instant::from_millis(100),
                 uid: Uid::new(1).unwrap(),
                 node: None,
+                device: false,
+                gate_on: false,
                 capabilities: Capabilities::default(),
                 said: &State::default(),
                 sampled_at: None,
@@ -412,8 +496,10 @@ mod tests {
                 protection: &protection,
             };
             let datagram = request(Op::Read, GROUP, DIAGNOSTICS, &map(&[("from", from)]));
-            let mut out = [0; REPLY];
-            let n = answer(&datagram, &mut out, &view);
+            let mut out = [0; MAX_ANSWER];
+            let Answer::Core(n) = answer(&datagram, &mut out, &view) else {
+                panic!("diagnostics are the core's");
+            };
             let (_, body) = split(&out[..n]).unwrap();
             let (page, next) = events(body);
             assert!(!page.is_empty(), "a page without events at {from}");

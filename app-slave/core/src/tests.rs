@@ -168,7 +168,7 @@ impl Rig {
                         self.slave.handle_sample(self.now, &sample);
                     }
                 }
-                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) => {}
+                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) | SlaveOutput::Identify(_) => {}
             }
         }
         all
@@ -185,6 +185,79 @@ fn at_boot_the_gate_goes_off_before_anything_else() {
     );
     assert_eq!(rig.slave.state(), SlaveState::Init);
     assert_eq!(rig.slave.poll_timeout(), Some(Instant::ZERO));
+}
+
+fn sleeper() -> SlaveConfig {
+    SlaveConfig {
+        sleep: Some(SlaveSleep {
+            after: Duration::from_secs(5),
+            period: Duration::from_secs(1),
+        }),
+        ..config()
+    }
+}
+
+fn samples(outputs: &[(Instant, SlaveOutput)]) -> usize {
+    let asked = outputs.iter().filter(|(_, o)| *o == SlaveOutput::SampleNow);
+    asked.count()
+}
+
+#[test]
+fn asleep_it_measures_seldom_and_nothing_counts_as_stale() {
+    let mut rig = Rig::new(sleeper());
+    assert_eq!(samples(&rig.run(Duration::from_secs(4))), 401);
+    rig.run(Duration::from_secs(2));
+    assert_eq!(samples(&rig.run(Duration::from_secs(60))), 60);
+    assert_eq!(rig.slave.state(), SlaveState::Standby);
+    assert_eq!(rig.slave.protection().severity(), None);
+    // Awake with the next SYNC, at once and at the usual pace.
+    rig.run(ms(500));
+    assert!(rig.sync().contains(&SlaveOutput::SampleNow));
+    assert_eq!(samples(&rig.run(Duration::from_secs(1))), 100);
+    assert_eq!(rig.slave.protection().severity(), None);
+}
+
+#[test]
+fn asleep_it_protects_on_its_sample_and_notices_a_silent_sensor() {
+    let mut rig = Rig::new(sleeper());
+    rig.run(Duration::from_secs(10));
+    rig.answer = Some(over_voltage());
+    rig.run(Duration::from_secs(1));
+    assert_eq!(rig.slave.state(), SlaveState::Tripped);
+
+    let mut rig = Rig::new(sleeper());
+    rig.run(Duration::from_secs(10));
+    rig.answer = None;
+    rig.run(ms(2_300));
+    assert!(rig.slave.protection().is_active(STALE));
+
+    // Woken by a SYNC that nobody measures at, silence counts from there.
+    let mut rig = Rig::new(sleeper());
+    rig.run(ms(10_050));
+    rig.answer = None;
+    rig.sync();
+    rig.run(ms(190));
+    assert!(!rig.slave.protection().is_active(STALE));
+    rig.run(ms(20));
+    assert!(rig.slave.protection().is_active(STALE));
+}
+
+#[test]
+fn whoever_conducts_or_bleeds_stays_awake() {
+    let mut rig = Rig::active_with(sleeper());
+    rig.run(Duration::from_secs(20));
+    assert_eq!(samples(&rig.run(Duration::from_secs(1))), 100);
+
+    let mut rig = Rig::new(sleeper());
+    rig.run(Duration::from_secs(1));
+    rig.answer = Some(with_cell(3, 4_000));
+    rig.order(Order::Balance(1 << 3));
+    for _ in 0..20 {
+        rig.run(Duration::from_secs(1));
+        rig.order(Order::Balance(1 << 3));
+    }
+    assert_ne!(rig.bled, 0);
+    assert_eq!(samples(&rig.run(Duration::from_secs(1))), 100);
 }
 
 #[test]
@@ -587,6 +660,21 @@ fn an_order_to_balance_runs_out_unless_repeated() {
 }
 
 #[test]
+fn an_order_to_balance_that_ran_out_counts_no_more_even_before_the_timer_says_so() {
+    let mut config = config();
+    config.bleed.order_limit = ms(1_000);
+    let mut rig = Rig::active_with(config);
+    rig.order(Order::Balance(1));
+    rig.run(ms(985));
+    assert_eq!(rig.bled, 1);
+    // Late, but not stale yet.
+    rig.now += ms(30);
+    rig.sample(&healthy());
+    assert_eq!(rig.slave.state(), SlaveState::Active);
+    assert_eq!(rig.bled, 0);
+}
+
+#[test]
 fn nothing_is_bled_when_hot_or_of_unknown_temperature() {
     for (temp, bled) in [(Some(500), true), (Some(501), false), (None, false)] {
         let mut config = config();
@@ -665,6 +753,35 @@ fn luminaires_shine_from_boot_and_obey_within_what_is_there() {
     let mut rig = Rig::new(config);
     assert!(rig.drain().contains(&SlaveOutput::Light(0x3ff)));
     assert_eq!(rig.order(Order::Light(0xffff)), [SlaveOutput::Light(0x3ff)]);
+}
+
+#[test]
+fn luminaires_say_who_they_are_by_their_seat_or_as_configured() {
+    let mut config = config();
+    config.capabilities.anchors = 3;
+    let mut rig = Rig::new(config.clone());
+    assert!(
+        !rig.drain()
+            .iter()
+            .any(|o| matches!(o, SlaveOutput::Identify(_)))
+    );
+    let seat = NodeId::new(5).expect("valid");
+    rig.slave.handle_event(rig.now, SlaveEvent::Joined(seat));
+    assert!(rig.drain().contains(&SlaveOutput::Identify(80)));
+    let frame: Vec<bool> = (0..FRAME_CHIPS)
+        .map(|at| light_code(80, 2).chip(at))
+        .collect();
+    assert_eq!(helio_positioning::decode_chips(&frame), Some(82));
+
+    config.light_id = Some(0x700);
+    let mut rig = Rig::new(config);
+    assert!(rig.drain().contains(&SlaveOutput::Identify(0x700)));
+    rig.slave.handle_event(rig.now, SlaveEvent::Joined(seat));
+    assert!(
+        !rig.drain()
+            .iter()
+            .any(|o| matches!(o, SlaveOutput::Identify(_)))
+    );
 }
 
 #[test]
@@ -866,7 +983,7 @@ impl Witness {
                         self.sample(&sample)?;
                     }
                 }
-                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) => {}
+                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) | SlaveOutput::Identify(_) => {}
             }
         }
         let s = &self.rig.slave;

@@ -70,7 +70,10 @@ impl Module {
             anchors,
         };
         let uid = Uid::new(uid).unwrap();
-        let config = SlaveConfig::new(uid, capabilities, Limits::nmc(5_000));
+        let config = SlaveConfig {
+            device: true,
+            ..SlaveConfig::new(uid, capabilities, Limits::nmc(5_000))
+        };
         Self {
             core: Slave::new(config, Schedule::for_bus(BusKind::Can1M)),
             boxes: [None; 3],
@@ -95,7 +98,7 @@ impl Module {
                     let range = [Some(Millimetres(2_345)); MAX_ANCHORS];
                     self.core.handle_ranges(now, &Ranges { tag, range });
                 }
-                SlaveOutput::Balance(_) | SlaveOutput::Light(_) => {}
+                SlaveOutput::Balance(_) | SlaveOutput::Light(_) | SlaveOutput::Identify(_) => {}
             }
         }
         for (place, mailbox) in self.boxes.iter_mut().zip(MAILBOXES) {
@@ -242,8 +245,8 @@ impl Rack {
         self.events.iter().filter(trip).count()
     }
 
-    /// Asks the first slave over the management plane.
-    fn ask(&mut self, group: u16, id: u8, op: Op, body: &[u8]) -> String {
+    /// Sends a request to the first slave over the management plane.
+    fn request(&mut self, group: u16, id: u8, op: Op, body: &[u8]) -> NodeId {
         let header = Header {
             op,
             version: Version::V2,
@@ -258,6 +261,12 @@ impl Rack {
         let (master, _) = self.master.as_mut().unwrap();
         master.send_datagram(node, &request).unwrap();
         self.run(ms(1_000));
+        node
+    }
+
+    /// Asks the first slave over the management plane.
+    fn ask(&mut self, group: u16, id: u8, op: Op, body: &[u8]) -> String {
+        let node = self.request(group, id, op, body);
         let (master, _) = self.master.as_mut().unwrap();
         let (from, reply) = master.datagram().expect("an answer within a second");
         assert_eq!(from, node);
@@ -454,4 +463,35 @@ fn management_reaches_the_slave_and_its_answer_the_master() {
     assert!(diagnostics.contains(event), "{diagnostics}");
     let stats = rack.ask(2, 0, Op::Read, b"\xa1\x64name\x65slave");
     assert!(stats.contains(r#""trips": 1"#), "{stats}");
+}
+
+#[test]
+fn a_request_for_the_device_leaves_the_core_whole_and_its_answer_crosses_the_bus_whole() {
+    let mut rack = Rack::active();
+    // The longest there is: most of a chunk of an image.
+    let body = vec![0x5a; 1_984 - Header::SIZE];
+    let node = rack.request(1, 1, Op::Write, &body);
+    let asked = rack.modules[0].core.poll_request().expect("for the device");
+    let (header, asked) = split(asked).expect("whole");
+    assert_eq!((header.group, header.id, header.seq), (1, 1, 9));
+    assert!(asked == body);
+    assert_eq!(rack.modules[0].core.poll_request(), None);
+
+    // Erasing has taken a while.
+    rack.run(ms(3_000));
+    let answer = [&[0x0b, 0, 0, 5, 0, 1, 9, 1][..], b"\xa1\x62rc\x00"].concat();
+    rack.modules[0].core.handle_answer(&answer);
+    rack.run(ms(1_000));
+    let (master, _) = rack.master.as_mut().expect("there");
+    assert_eq!(master.datagram(), Some((node, &answer[..])));
+    assert!(rack.modules[0].gate);
+}
+
+#[test]
+fn a_slave_whose_gate_is_on_is_not_reset_without_force() {
+    let mut rack = Rack::active();
+    assert_eq!(rack.ask(0, 5, Op::Write, &[0xa0]), r#"{"rc": 6}"#);
+    assert_eq!(rack.modules[0].core.poll_request(), None);
+    rack.request(0, 5, Op::Write, b"\xa1\x65force\xf5");
+    assert!(rack.modules[0].core.poll_request().is_some());
 }

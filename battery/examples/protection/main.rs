@@ -225,6 +225,8 @@ fn replay(file: &Path, mut limits: Limits) -> Run {
         sample.temps[..4].fill(Some(DeciCelsius(dc.round() as i16)));
         now += Duration::from_millis(STEP_MS);
         protection.handle_sample(now, &sample);
+        // A delay that is over at the moment of a sample is decided by the samples before it.
+        let before = beyond.clone();
         let load = ma / f64::from(limits.rated_ma);
         let tau_ms = limits.overload_tau.as_millis() as f64;
         heat += (1.0 - (-(STEP_MS as f64) / tau_ms).exp()) * (load * load - heat);
@@ -268,9 +270,9 @@ fn replay(file: &Path, mut limits: Limits) -> Run {
             let delay = limits
                 .rule(kind, Severity::Trip)
                 .map_or(Duration::ZERO, |r| r.delay);
-            let due = beyond
-                .get(&kind)
-                .is_some_and(|since| now.since(*since) >= delay);
+            let due = [&beyond, &before]
+                .iter()
+                .any(|b| b.get(&kind).is_some_and(|since| now.since(*since) >= delay));
             let (demanded, other) = run.trips.entry(kind).or_default();
             *(if due { demanded } else { other }) += 1;
         }

@@ -190,6 +190,12 @@ impl Protection {
         self.gate_on = Some(on);
     }
 
+    /// No sample comes before `at`, and that is meant so: silence counts from there.
+    pub fn expect_sample(&mut self, at: Instant) {
+        self.heard = Some(at);
+        self.due = self.next_due(at);
+    }
+
     /// Lets time pass: ends delays, notices that samples have ceased. Early and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         let heard = *self.heard.get_or_insert(now);

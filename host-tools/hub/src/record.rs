@@ -1,7 +1,8 @@
 //! Records between a CAN controller in emulation and the hub, over a stream socket.
 //!
 //! Every record begins with its size in octets, itself included, and its kind. Integers are little
-//! endian. `zephyr/drivers/can/can_heliograph_native_loopback_protocol.h` says the same in C.
+//! endian. The other end is
+//! `zephyr/drivers/can/can_heliograph_native_loopback.c`.
 //!
 //! ```text
 //! to the hub      START    20, 1, version, flags, nominal bit/s u32, data bit/s u32, 0 u64

@@ -30,7 +30,7 @@ use files::{Cell, Chemistry, load_cell, load_current, load_map};
 use plant::{Group, Load, Luminaire, Noise, Room, Sensors};
 use rack::{Rack, RackCommand, RackFault, RackPlan, SlavePlan};
 use report::Report;
-use scenario::{Hall, InputError, Scenario};
+use scenario::{Hall, InputError, Rest, Scenario};
 
 /// All racks of a scenario.
 pub struct World {
@@ -81,6 +81,8 @@ impl World {
                 cell: cell.params,
                 limits: limits(&cell),
                 contactors: scenario.contactors.as_ref().map(|c| *c.get_ref()),
+                sleep: Rest::of(&scenario).master(),
+                slave_sleep: Rest::of(&scenario).slave(),
                 commands: commands(&scenario, number),
                 sample_period: Duration::from_millis(u64::from(*pack.sample_period_ms.get_ref())),
                 crystal_ppm: pack.crystal_ppm,

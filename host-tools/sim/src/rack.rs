@@ -19,9 +19,10 @@ use helio_bus::{BusKind, Capabilities, Mailbox, Ranges, Schedule, slave_accepts}
 use helio_master::contactor::{ContactorConfig, ContactorEvent, Drive};
 use helio_master::map::MapAnchor;
 use helio_master::pack::Topology;
+use helio_master::sleep::SleepConfig;
 use helio_master::telemetry::{Event, Record, What};
 use helio_master::{CLASSES, Master, MasterConfig, PackControl, northbound};
-use helio_slave::{Slave, SlaveConfig, SlaveOutput};
+use helio_slave::{Slave, SlaveConfig, SlaveOutput, SlaveSleep};
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, TagId, Uid};
 
 use crate::media::Port;
@@ -59,6 +60,10 @@ pub struct RackPlan {
     pub limits: Limits,
     /// Main contactors, if there are any.
     pub contactors: Option<Parts>,
+    /// When the pack rests.
+    pub sleep: SleepConfig,
+    /// When its slaves do.
+    pub slave_sleep: Option<SlaveSleep>,
     /// What is ordered, in any order.
     pub commands: Vec<RackCommand>,
     /// Time between samples.
@@ -300,6 +305,7 @@ impl Rack {
                 let limits = plan.limits;
                 let config = SlaveConfig {
                     sample_period: plan.sample_period,
+                    sleep: plan.slave_sleep,
                     ..SlaveConfig::new(slave.uid, slave.capabilities, limits)
                 };
                 // People plug modules in one after the other; a rack is powered at once, but
@@ -339,6 +345,7 @@ impl Rack {
         let control = PackControl {
             contactors: plan.contactors.map(|_| ContactorConfig::default()),
             power: power_limits(&plan.limits),
+            sleep: plan.sleep,
             ..PackControl::new(&plan.cell)
         };
         let mut commands = plan.commands;
@@ -499,6 +506,7 @@ impl Rack {
         match command.cmd.as_str() {
             "gate" => self.master.set_gate(now, on),
             "balance" => self.master.set_balance(on),
+            "sleep" => self.master.set_sleep(now, on),
             // The queue of orders is empty at the moment between two cycles; if not, the operator would have to repeat it, too.
             _ => drop(self.master.clear(now, None)),
         }
@@ -820,6 +828,8 @@ impl Rack {
                 }
                 SlaveOutput::Balance(mask) => unit.group.set_bleeding(mask),
                 SlaveOutput::Light(mask) => unit.lit = mask,
+                // Ranges are simulated with their anchors known; no camera looks.
+                SlaveOutput::Identify(_) => {}
                 SlaveOutput::SampleNow if !unit.group.answers() => {}
                 SlaveOutput::SampleNow => {
                     let sample = unit.group.sample(now, load_ma);

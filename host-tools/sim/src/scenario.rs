@@ -6,6 +6,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use helio_bus::BusKind;
+use helio_master::sleep::SleepConfig;
+use helio_slave::SlaveSleep;
+use helio_units::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -36,6 +39,8 @@ pub struct Scenario {
     pub hall: Hall,
     /// Main contactors, precharge and link of each rack; without it the slaves' gates are all there is.
     pub contactors: Option<Spanned<Parts>>,
+    /// When racks rest; without it only when told.
+    pub sleep: Option<Spanned<Rest>>,
     /// What an operator orders.
     #[serde(default, rename = "command")]
     pub commands: Vec<Spanned<Command>>,
@@ -191,6 +196,80 @@ pub struct Fault {
     pub part: Option<Part>,
 }
 
+/// `[sleep]` of a scenario: how racks and their slaves save current.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rest {
+    /// A rack that is switched off and idle falls asleep after so long; only when told if left out.
+    pub after_s: Option<f64>,
+    /// How often a sleeping rack is looked at.
+    pub check_every_s: f64,
+    /// How long a look takes.
+    pub check_for_s: f64,
+    /// A slave sleeps when the master has been silent for so long; never if left out.
+    pub slave_after_s: Option<f64>,
+    /// Time between samples of a sleeping slave.
+    pub slave_period_s: f64,
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        let master = SleepConfig::default();
+        Self {
+            after_s: None,
+            check_every_s: master.check_every.as_millis() as f64 * 1e-3,
+            check_for_s: master.check_for.as_millis() as f64 * 1e-3,
+            slave_after_s: None,
+            slave_period_s: 1.0,
+        }
+    }
+}
+
+impl Rest {
+    /// That of a scenario.
+    pub fn of(scenario: &Scenario) -> Self {
+        scenario
+            .sleep
+            .as_ref()
+            .map(|s| *s.get_ref())
+            .unwrap_or_default()
+    }
+
+    /// What the masters do.
+    pub fn master(&self) -> SleepConfig {
+        SleepConfig {
+            after: self.after_s.map(seconds),
+            check_every: seconds(self.check_every_s),
+            check_for: seconds(self.check_for_s),
+        }
+    }
+
+    /// What the slaves do.
+    pub fn slave(&self) -> Option<SlaveSleep> {
+        Some(SlaveSleep {
+            after: seconds(self.slave_after_s?),
+            period: seconds(self.slave_period_s),
+        })
+    }
+
+    /// The number that cannot be, if there is one.
+    fn wrong(&self) -> Option<&'static str> {
+        let numbers = [
+            ("after_s", self.after_s.unwrap_or(1.0)),
+            ("check_every_s", self.check_every_s),
+            ("check_for_s", self.check_for_s),
+            ("slave_after_s", self.slave_after_s.unwrap_or(1.0)),
+            ("slave_period_s", self.slave_period_s),
+        ];
+        let bad = |(_, v): &&(&str, f64)| !(*v >= 0.001 && *v <= 1e7);
+        numbers.iter().find(bad).map(|(name, _)| *name)
+    }
+}
+
+fn seconds(s: f64) -> Duration {
+    Duration::from_micros((s * 1e6) as u64)
+}
+
 /// Something that an operator orders at a given time.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -200,14 +279,14 @@ pub struct Command {
     /// Which rack, from 1.
     #[serde(default = "first_rack")]
     pub master: u32,
-    /// A command of the northbound interface that concerns the whole: `gate`, `balance`, `clear`.
+    /// A command of the northbound interface that concerns the whole: `gate`, `balance`, `sleep`, `clear`.
     pub cmd: String,
-    /// Switch (gate, balance).
+    /// Switch (gate, balance, sleep).
     pub on: Option<bool>,
 }
 
 /// Commands that a scenario may give.
-pub const COMMANDS: [&str; 3] = ["gate", "balance", "clear"];
+pub const COMMANDS: [&str; 4] = ["gate", "balance", "sleep", "clear"];
 
 fn first_rack() -> u32 {
     1
@@ -452,6 +531,14 @@ impl Scenario {
                 format!("{name} must be above 0; correct it or leave it out"),
             )?;
         }
+        if let Some(sleep) = &self.sleep
+            && let Some(name) = sleep.get_ref().wrong()
+        {
+            wrong(
+                sleep,
+                format!("{name} must be from 0.001 to 10000000 s; correct it or leave it out"),
+            )?;
+        }
         for command in &self.commands {
             let c = command.get_ref();
             if !(c.at_s >= 0.0 && (1..=*self.masters.get_ref()).contains(&c.master)) {
@@ -627,7 +714,7 @@ mod tests {
             ),
             (
                 "[[command]]\nat_s = 1\ncmd = \"explode\"\n",
-                "there is no command \"explode\" here; choose one of gate, balance, clear",
+                "there is no command \"explode\" here; choose one of gate, balance, sleep, clear",
             ),
             (
                 "[[command]]\nat_s = 1\ncmd = \"gate\"\n",

@@ -313,6 +313,67 @@ fn a_welded_contactor_is_found_at_the_next_opening_and_again_until_it_is_mended(
 }
 
 #[test]
+fn a_sleeping_pack_protects_itself_is_looked_at_and_comes_back() {
+    for bus in [BusKind::Can1M, BusKind::Rs485At4M] {
+        sleeps_and_comes_back(bus);
+    }
+}
+
+fn sleeps_and_comes_back(bus: BusKind) {
+    let run_for = |seconds: f64| {
+        let mut scenario = load("sleep");
+        scenario.set_bus(bus);
+        scenario.set_duration_s(seconds);
+        run(scenario)
+    };
+    let report = run_for(36.0);
+    let told = ["asleep", "awake", "alarm", "left", "joined"];
+    let later = report.happenings.iter().filter(|h| h.at_s > 2.0);
+    let story: Vec<(&str, _, f64)> = later
+        .filter(|h| told.contains(&h.what))
+        .map(|h| (h.what, h.node, h.at_s))
+        .collect();
+    let find = |what: &str| {
+        let mut found = story.iter().filter(|s| s.0 == what);
+        (found.next(), found.count())
+    };
+    let (Some(asleep), 0) = find("asleep") else {
+        panic!("{story:?}")
+    };
+    assert!((3.0..3.2).contains(&asleep.2), "{story:?}");
+    // Nobody left or joined by resting, but the dead one.
+    let (Some(&("left", Some(4), missed)), 0) = find("left") else {
+        panic!("{story:?}")
+    };
+    assert!((25.0..26.2).contains(&missed), "{story:?}");
+    assert_eq!(find("joined").0, None, "{story:?}");
+    let (Some(alarm), _) = find("alarm") else {
+        panic!("{story:?}")
+    };
+    assert_eq!(alarm.1, Some(3));
+    assert!((25.0..25.3).contains(&alarm.2), "{story:?}");
+    let (Some(awake), 0) = find("awake") else {
+        panic!("{story:?}")
+    };
+    assert!((30.0..30.1).contains(&awake.2), "{story:?}");
+    let rack = &report.racks[0];
+    assert_eq!((rack.trips.count, rack.members), (1, 7));
+    // It sleeps, so the sample that shows the fault may come a second later; with it the decision.
+    assert!(
+        rack.trips.reaction_max_us <= Some(1_010_000.0),
+        "{:?}",
+        rack.trips
+    );
+    assert!(
+        rack.trips.decision_max_us <= Some(1_000.0),
+        "{:?}",
+        rack.trips
+    );
+    let frames = |s| run_for(s).racks[0].frames;
+    assert_eq!(frames(3.2), frames(13.0), "the bus is not quiet");
+}
+
+#[test]
 fn a_shorted_link_is_tried_three_times_and_then_left_alone() {
     let report = run(load("link-short"));
     let story = contactor_story(&report);

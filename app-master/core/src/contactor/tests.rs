@@ -661,6 +661,8 @@ fn a_senseless_configuration_is_refused_with_the_remedy() {
 fn every_state_has_a_name_for_clients() {
     let mut plant = Plant::on();
     let mut names = std::vec![ContactorState::None.name(), plant.core.state().name()];
+    plant.until(ContactorState::Precharging);
+    names.push(plant.core.state().name());
     plant.until(ContactorState::Closed);
     names.push(plant.core.state().name());
     plant.order(false);
@@ -678,6 +680,7 @@ fn every_state_has_a_name_for_clients() {
         [
             "none",
             "open",
+            "precharging",
             "closed",
             "opening",
             "open",
@@ -685,6 +688,8 @@ fn every_state_has_a_name_for_clients() {
             "precharge path open"
         ]
     );
+    let blind = ContactorState::Faulted(ContactorFault::NoMeasurement);
+    assert_eq!(blind.name(), "terminal voltage not measured");
 }
 
 proptest! {

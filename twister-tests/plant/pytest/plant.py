@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One master and some slaves, each a firmware in emulation, on the bus of `helio hub`.
+
+Used by the pytest harness and by tools/plant. A firmware is an image of native_sim (zephyr.exe) or of
+mps2/an386 (zephyr.elf, run in QEMU); which one, the file tells.
+"""
+
+import json
+import os
+import pathlib
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import tty
+
+from smp import Client
+
+ABSENT = "absent"
+# Where mps2/an386 looks for its unique id and the faults to play: app-slave/boards/mps2_an386.conf.
+UID_ADDRESS = 0x203FFFF0
+
+
+def find_helio():
+    """`helio`: $HELIO, or what cargo has built, or whatever is on the path."""
+    root = pathlib.Path(__file__).resolve().parents[3]
+    built = [root / "target" / kind / "helio" for kind in ("release", "debug")]
+    for candidate in [os.environ.get("HELIO"), *built, shutil.which("helio")]:
+        if candidate and os.access(candidate, os.X_OK):
+            return str(candidate)
+    raise FileNotFoundError("no helio: build it with `cargo build -p helio-cli`, or name it in HELIO")
+
+
+class Firmware:
+    """One process."""
+
+    def __init__(self, name, command, log):
+        self.name, self.log = name, pathlib.Path(log)
+        with open(log, "ab") as to:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT
+            )
+
+    def said(self):
+        """Everything on its console so far."""
+        return self.log.read_text(errors="replace")
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class Plant:
+    """A bus, a master on it and as many slaves as are added."""
+
+    def __init__(self, master, slave, bus="rs485", ends=8, ratio=1.0, helio=None, directory=None):
+        self.master_image, self.slave_image = pathlib.Path(master), pathlib.Path(slave)
+        self.bus, self.ratio = bus, ratio
+        self.dir = pathlib.Path(directory or tempfile.mkdtemp(prefix="helio-plant-"))
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.slaves, self.kept, self.client, self.master = {}, [], None, None
+        self.next_end = 0
+        command = [helio or find_helio(), "hub", "--json"]
+        if bus == "can":
+            command += ["--can", str(self.dir / "can")]
+        else:
+            command += ["--ptys", str(ends), "--dir", str(self.dir / "bus"), "--listen", str(self.dir / "line")]
+        self.hub = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        if not select.select([self.hub.stdout], [], [], 20)[0] or not self.hub.stdout.readline():
+            raise RuntimeError("helio hub did not start")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start_master(self):
+        image = self.master_image
+        if image.suffix == ".elf":
+            clients = self.dir / "clients"
+            command = self.qemu(image, 0xFFFF) + ["-serial", f"unix:{clients},server=on,wait=off"]
+            self.master = Firmware("master", command, self.dir / "master.log")
+            deadline = time.monotonic() + 10
+            while not clients.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        else:
+            ours, theirs = pty.openpty()
+            tty.setraw(ours)
+            tty.setraw(theirs)
+            other, clients = pty.openpty()
+            tty.setraw(other)
+            tty.setraw(clients)
+            self.kept += [ours, theirs, other, clients]
+            # The firmware and the client each want a terminal: one process holds them together.
+            self.joiner = subprocess.Popen(
+                ["python3", "-c", JOINER, str(ours), str(other)], pass_fds=[ours, other]
+            )
+            clients, line = os.ttyname(clients), os.ttyname(theirs)
+            command = self.native(image) + [f"--northbound_port={line}"]
+            self.master = Firmware("master", command, self.dir / "master.log")
+        self.client = Client(clients)
+        self.client.ratio = self.ratio
+
+    def add_slave(self, uid, over_voltage_ms=0, hang_ms=0, image=None):
+        image = pathlib.Path(image or self.slave_image)
+        if image.suffix == ".elf":
+            command = self.qemu(image, uid, over_voltage_ms, hang_ms)
+        else:
+            command = self.native(image) + [f"--uid={uid}"]
+        self.slaves[uid] = Firmware(f"slave {uid}", command, self.dir / f"slave-{uid}.log")
+        return self.slaves[uid]
+
+    def native(self, image):
+        command = [str(image), f"--rt-ratio={self.ratio}"]
+        if self.bus == "can":
+            return command + [f"--can-hub={self.dir / 'can'}"]
+        self.next_end += 1
+        return command + [f"--rs485_port={self.dir / 'bus' / str(self.next_end - 1)}"]
+
+    def qemu(self, image, uid, over_voltage_ms=0, hang_ms=0):
+        words = uid | over_voltage_ms << 64 | hang_ms << 96
+        command = "qemu-system-arm -machine mps2-an386 -cpu cortex-m4 -display none -monitor none".split()
+        for n in range(2):
+            part = words >> 64 * n & (1 << 64) - 1
+            command += ["-device", f"loader,addr={UID_ADDRESS + 8 * n:#x},data={part:#x},data-len=8"]
+        command += ["-kernel", str(image), "-serial", "stdio"]
+        command += ["-chardev", f"socket,id=bus,path={self.dir / 'line'}", "-serial", "chardev:bus"]
+        return command
+
+    def kill(self, uid):
+        self.slaves.pop(uid).kill()
+
+    def play_over_voltage(self, uid):
+        """To a slave of native_sim: on, and off the next time."""
+        self.slaves[uid].process.send_signal(signal.SIGUSR1)
+
+    def play_hang(self, uid):
+        self.slaves[uid].process.send_signal(signal.SIGUSR2)
+
+    def members(self):
+        """Nodes that are there now, by unique id."""
+        return {int(n[1], 16): n for n in self.client.status()["nodes"] if n[2] != ABSENT}
+
+    def wait(self, what, holds, seconds, tell=None):
+        """Until `holds(members)`; the members then. Seconds are the firmware's."""
+        deadline, members = time.monotonic() + seconds / self.ratio, {}
+        while time.monotonic() < deadline:
+            members = self.members()
+            if tell:
+                tell(members)
+            if holds(members):
+                return members
+            time.sleep(0.2)
+        raise TimeoutError(f"not {what} within {seconds} s; there are {sorted(members)}")
+
+    def stop(self):
+        """Ends all; the hub's figures."""
+        for firmware in [self.master, *self.slaves.values()]:
+            if firmware:
+                firmware.kill()
+        self.hub.send_signal(signal.SIGINT)
+        try:
+            figures = self.hub.communicate(timeout=10)[0]
+        except subprocess.TimeoutExpired:
+            self.hub.kill()
+            figures = b""
+        if joiner := getattr(self, "joiner", None):
+            joiner.kill()
+            joiner.wait()
+        for fd in self.kept:
+            os.close(fd)
+        self.kept = []
+        return json.loads(figures) if figures.strip() else {}
+
+
+JOINER = """
+import os, select, sys
+a, b = int(sys.argv[1]), int(sys.argv[2])
+while True:
+    for fd in select.select([a, b], [], [])[0]:
+        os.write(b if fd == a else a, os.read(fd, 4096))
+"""
