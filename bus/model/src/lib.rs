@@ -13,8 +13,7 @@
 //!
 //! Times count from now, in half cycles, and message counters start anew every half cycle
 //! (`helio_bus::model`), so the number of states is finite although time is not. At most
-//! [`Rack::faults`] faults strike; when a rack has recovered from them, it is in a state from which
-//! as many may strike again.
+//! [`Rack::faults`] faults strike, at any time, in any order.
 //!
 //! Safety is judged in every state ([`Rack::properties`](Model::properties)). Liveness is judged as
 //! a bound: from every state in which time may pass, the links are run on without further faults,
@@ -42,8 +41,6 @@ pub struct Rack {
     pub slaves: usize,
     /// Faults that may strike before the rack has recovered from all of them.
     pub faults: u8,
-    /// A rack that has recovered may be struck as often again.
-    pub forever: bool,
     /// Cycles within which all must be well again after the last fault.
     pub within: u32,
     /// A rule that is broken on purpose.
@@ -55,8 +52,6 @@ pub struct Rack {
 /// Rules that can be broken, to see the checker find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// A slave's acceptance filter passes nothing that is meant for another one.
-    DeafToOthers,
     /// A slave takes no order to be silent.
     IgnoresQuarantine,
     /// A trip waits while the slave has no seat.
@@ -71,7 +66,6 @@ impl Rack {
         Self {
             slaves: slaves.clamp(1, MAX_SLAVES),
             faults,
-            forever: false,
             within: 20,
             defect: None,
             slowest: AtomicU64::new(0),
@@ -101,6 +95,16 @@ const SLAVE: Capabilities = Capabilities {
     temps: 0,
     anchors: 0,
 };
+/// No two slaves stay on one seat.
+pub const SHARED: &str = "no seat stays with two slaves";
+/// What the master delivers comes from the device that it believes to sit there.
+pub const ANOTHERS: &str = "no message is taken for another device's";
+/// Nothing goes out until the time of the order is over.
+pub const SPEAKS: &str = "a slave in quarantine is silent";
+/// Whoever trips has said so a cycle later, or when its quarantine is over.
+pub const UNTOLD: &str = "a trip is said within a cycle";
+/// Liveness, as a bound.
+pub const BACK: &str = "all that have power are members again, and only they";
 /// Half cycles for which two slaves may believe to have the same seat.
 const DOUBLE: u8 = 3;
 
@@ -355,7 +359,7 @@ impl State {
                 MasterEvent::Message(Message::Summary(node, _) | Message::Alarm(node, _)) => {
                     let taken_for = self.member(node);
                     if !senders.iter().any(|uid| Some(*uid) == taken_for) {
-                        self.wrong = Some("a message is taken for another device's");
+                        self.wrong = Some(ANOTHERS);
                     }
                 }
                 _ => {}
@@ -373,14 +377,8 @@ impl State {
             }
             _ => None,
         };
-        let own_uid = uid(i, self.slaves[i].device).get().to_le_bytes();
         let is_join = matches!(frame.id, CanId::Extended(id) if id & 0x1e00_0000 == 0x1e00_0000);
         let deaf = match rack.defect {
-            Some(Defect::DeafToOthers) => {
-                let own_seat =
-                    matches!(frame.id, CanId::Standard(id) if id > 0x1ff && (id & 0x7f) != 0);
-                (is_join && frame.data() != own_uid) || (own_seat && order.is_none())
-            }
             Some(Defect::IgnoresQuarantine) => matches!(order, Some(Order::Quarantine(_))),
             Some(Defect::IgnoresRelease) => {
                 is_join && matches!(frame.id, CanId::Extended(id) if id >> 7 & 0xf != 0)
@@ -449,7 +447,7 @@ impl State {
                     continue;
                 }
                 if slave.silent_until.is_some_and(|until| now < until) {
-                    self.wrong = Some("a slave in quarantine speaks");
+                    self.wrong = Some(SPEAKS);
                 }
                 slave.boxes[n] = Some(out.frame);
             }
@@ -493,7 +491,7 @@ impl State {
                 slave.untold = slave.untold.map(|age| (age + 1).min(9));
             }
             if slave.untold.is_some_and(|age| age > 1) {
-                self.wrong = Some("a trip is not said within a cycle");
+                self.wrong = Some(UNTOLD);
             }
         }
         self.wake(rack);
@@ -508,7 +506,7 @@ impl State {
                 0
             };
             if slave.doubled > DOUBLE {
-                self.wrong = Some("two slaves stay on one seat");
+                self.wrong = Some(SHARED);
             }
         }
     }
@@ -551,9 +549,6 @@ impl State {
             let took = self.recover(rack);
             if let Some(ticks) = took {
                 rack.slowest.fetch_max(ticks.into(), Ordering::Relaxed);
-                if rack.forever && ticks == 0 && self.slaves.iter().all(|s| s.link.is_some()) {
-                    self.faults = rack.faults;
-                }
             }
             self.recovery = Some(took);
         }
@@ -657,8 +652,7 @@ impl Model for Rack {
             }
             actions.push(Action::Crash(i));
             if pending.is_none() {
-                // Each quarantine is longer than the last, for as long as a device is remembered.
-                if !slave.babbling && !self.forever {
+                if !slave.babbling {
                     actions.push(Action::Babble(i));
                 }
                 if slave.untold.is_none() {
@@ -731,21 +725,18 @@ impl Model for Rack {
                 uids.sort();
                 uids.windows(2).all(|pair| pair[0] != pair[1])
             }),
-            Property::always(
-                "no seat stays with two, no message is another's, no quarantine is broken, no trip is kept back",
-                |_, state: &State| state.wrong.is_none(),
-            ),
-            Property::always(
-                "all that have power are members again, and only they",
-                |rack: &Self, state: &State| {
-                    state
-                        .recovery
-                        .is_none_or(|took| took.is_some_and(|ticks| ticks <= rack.within * 2))
-                },
-            ),
+            Property::always(SHARED, |_, state: &State| state.wrong != Some(SHARED)),
+            Property::always(ANOTHERS, |_, state: &State| state.wrong != Some(ANOTHERS)),
+            Property::always(SPEAKS, |_, state: &State| state.wrong != Some(SPEAKS)),
+            Property::always(UNTOLD, |_, state: &State| state.wrong != Some(UNTOLD)),
+            Property::always(BACK, |rack: &Self, state: &State| {
+                state
+                    .recovery
+                    .is_none_or(|took| took.is_some_and(|ticks| ticks <= rack.within * 2))
+            }),
             Property::sometimes("all are seated", all_seated),
             Property::sometimes("a babbler is quarantined", |rack: &Self, state: &State| {
-                state.quarantined || rack.faults == 0 || rack.forever
+                state.quarantined || rack.faults == 0
             }),
         ]
     }

@@ -34,6 +34,7 @@ seed = 3
 
 [pack]
 slaves = 3
+strings = 1
 cells = 18
 temps = 8
 
