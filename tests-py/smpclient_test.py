@@ -133,6 +133,11 @@ class TagRecord(Head):
     sigma_mm: Uint
     anchors: Uint
     residual_mm: Uint
+    excluded: Uint
+    protection_mm: Uint | None = None
+    track_mm: tuple[int, int, int] | None = None
+    track_sigma_mm: Uint | None = None
+    velocity_mm_s: tuple[int, int, int] | None = None
 
 
 class EventRecord(Head):

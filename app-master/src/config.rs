@@ -10,7 +10,7 @@ use zephyr::kconfig::*;
 /// Seats that the core has room for.
 pub const SEATS: usize = CONFIG_HELIO_MASTER_SEATS as usize;
 /// Records kept for clients.
-pub const RECORDS: usize = 64;
+pub const RECORDS: usize = if SEATS > 12 { 64 } else { 32 };
 
 /// What this master is.
 pub fn master(schedule: Schedule) -> MasterConfig {

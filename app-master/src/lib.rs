@@ -49,7 +49,8 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         schedule.cycle.as_micros()
     );
     // Not static: it is built on the stack before it could be moved anywhere, and would take its
-    // room twice for good.
+    // room twice for good. So most of this thread's stack is this.
+    printkln!("heliograph master: core {} bytes", size_of::<Core>());
     let mut master = Master::new(config::master(schedule));
     let clients = CLIENTS.init_with(Clients::new);
     let bus = Bus::start(&mut parts)?;

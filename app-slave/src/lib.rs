@@ -132,6 +132,8 @@ fn carry_out(
             false
         }
         SlaveOutput::Light(mask) => parts.luminaires.set(mask).is_err(),
+        // No output of a board we support switches at the chip rate yet: lamps shine steadily.
+        SlaveOutput::Identify(_) => false,
     };
     if failed {
         printkln!("heliograph slave: {:?} could not be carried out", output);

@@ -18,10 +18,10 @@
 //! **Flat anchors** (a ceiling) are the hard case of that problem: the component along the
 //! normal has lost its sign, not its size, so both roots are constructed, refined and reported.
 //!
-//! **Refinement** maximises the likelihood by Newton's method, with damping, and with the Fisher
-//! information (Gauss-Newton) in place of a Hessian that is not positive definite: near an anchor
-//! residuals bend the likelihood so much that Gauss-Newton alone swings about the minimum. The
-//! covariance is the inverse of the Fisher information.
+//! **Refinement** maximises the likelihood by Gauss-Newton while residuals are small against
+//! distances, else by Newton's method: near an anchor residuals bend the likelihood so much that
+//! Gauss-Newton alone swings about the minimum. Both are damped, and the Fisher information stands
+//! in for a Hessian that is not positive definite. The covariance is its inverse.
 
 use crate::math::{Real, Sym3, chi2_limit, count};
 use nalgebra::Vector3;
@@ -36,6 +36,12 @@ const MAX_LENGTH_M: f64 = 1e4;
 const MIN_SIGMA_M: f64 = 1e-5;
 /// Evaluations of the normal equations before refinement gives up.
 const MAX_EVALUATIONS: usize = 24;
+/// Observations whose distances are computed together.
+const BLOCK: usize = 8;
+/// Below this share of the weakest direction's information the bend of the spheres is left out of
+/// the Hessian: convergence is then linear, each step leaving less than this share of the one before
+/// and usually far less.
+const STRAIGHT: f64 = 0.3;
 /// Anchors are thin when their smallest variance is below this share of the middle one.
 const THIN: f64 = 0.15;
 /// Thin anchors tell the side by themselves when the distance from their plane is known to so
@@ -309,12 +315,13 @@ impl<T: Real> Problem<'_, T> {
             }
             longest = longest.max(o.range_m.max(o.sigma_m));
             let variance = o.sigma_m * o.sigma_m;
-            let weight = T::one() / variance;
+            let square = (o.range_m * o.range_m).max(variance);
+            let share = T::one() / (variance * square);
             *term = Term {
                 anchor: Vector3::from(o.anchor_m) - origin,
                 range: o.range_m,
-                weight,
-                share: weight / (o.range_m * o.range_m).max(variance),
+                weight: share * square,
+                share,
             };
         }
         let height = match height_m {
@@ -696,6 +703,18 @@ impl<T: Real> Problem<'_, T> {
         None
     }
 
+    /// Distance from each of up to [`BLOCK`] anchors to `x`, and its inverse.
+    #[inline]
+    fn spans(&self, terms: &[Term<T>], x: Vector3<T>) -> [(T, T); BLOCK] {
+        let mut spans = [(T::ZERO, T::ZERO); BLOCK];
+        for (t, span) in terms.iter().zip(&mut spans) {
+            // On the anchor itself there is no direction; this takes it as unknown.
+            let distance = (x - t.anchor).norm_squared().sqrt().max(T::of(1e-9));
+            *span = (distance, T::one() / distance);
+        }
+        spans
+    }
+
     /// Normal equations at `x`.
     fn normal(&self, mask: u32, x: Vector3<T>) -> Minimum<T> {
         let mut n = Minimum {
@@ -706,22 +725,48 @@ impl<T: Real> Problem<'_, T> {
             chi2: T::zero(),
             squares: T::zero(),
         };
-        let mut bend = T::zero();
-        for t in self.terms(mask) {
-            let d = x - t.anchor;
-            // On the anchor itself there is no direction; this takes it as unknown.
-            let distance = d.norm_squared().sqrt().max(T::of(1e-9));
-            let inverse = T::one() / distance;
-            let u = d * inverse;
-            let residual = t.range - distance;
-            let pull = t.weight * residual;
-            n.chi2 += pull * residual;
-            n.squares += residual * residual;
-            n.gradient += u * pull;
-            n.info.add_outer(t.weight, &u);
-            let curve = pull * inverse;
-            n.hessian.add_outer(curve, &u);
-            bend += curve;
+        let (mut bend, mut bent) = (T::zero(), T::zero());
+        // Roots and divisions first, so that they overlap; then what needs them.
+        for (block, terms) in self.terms.chunks(BLOCK).enumerate() {
+            let spans = self.spans(terms, x);
+            for (i, (t, (distance, inverse))) in terms.iter().zip(spans).enumerate() {
+                if mask >> (block * BLOCK + i) & 1 == 0 {
+                    continue;
+                }
+                let u = (x - t.anchor) * inverse;
+                let residual = t.range - distance;
+                let pull = t.weight * residual;
+                n.chi2 += pull * residual;
+                n.squares += residual * residual;
+                n.gradient += u * pull;
+                n.info.add_outer(t.weight, &u);
+                let curve = pull * inverse;
+                bend += curve;
+                bent += curve.abs();
+            }
+        }
+        // The bend of the spheres matters near anchors, with faulty ranges, and along directions that
+        // the anchors hardly see.
+        let weakest = match self.height {
+            Height::Unknown => n.info.weakest(T::zero()),
+            Height::Known(_, Some(weight)) => n.info.weakest(weight),
+            Height::Known(_, None) => n.info.weakest_flat(),
+        };
+        // Not so far when NaN.
+        let straight = bent <= weakest * T::of(STRAIGHT);
+        if !straight {
+            for (block, terms) in self.terms.chunks(BLOCK).enumerate() {
+                let spans = self.spans(terms, x);
+                for (i, (t, (distance, inverse))) in terms.iter().zip(spans).enumerate() {
+                    if mask >> (block * BLOCK + i) & 1 == 1 {
+                        let u = (x - t.anchor) * inverse;
+                        let curve = t.weight * (t.range - distance) * inverse;
+                        n.hessian.add_outer(curve, &u);
+                    }
+                }
+            }
+        } else {
+            bend = T::zero();
         }
         match self.height {
             Height::Unknown => {}

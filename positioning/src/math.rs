@@ -15,6 +15,10 @@ pub trait Real: RealField + Copy {
     fn infinity() -> Self;
     /// For constants.
     const ZERO: Self;
+    /// Square root, for callers without the standard library.
+    fn root(self) -> Self {
+        self.sqrt()
+    }
 }
 
 impl Real for f32 {
@@ -115,6 +119,22 @@ impl<T: Real> Sym3<T> {
 
     pub fn trace(&self) -> T {
         self.xx + self.yy + self.zz
+    }
+
+    /// A bound below the smallest eigenvalue of a positive semidefinite matrix with `more` added to
+    /// its last entry: the determinant over the most that the product of the other two can be.
+    pub fn weakest(&self, more: T) -> T {
+        let zz = self.zz + more;
+        let trace = self.xx + self.yy + zz;
+        let det = self.xx * (self.yy * zz - self.yz * self.yz)
+            - self.xy * (self.xy * zz - self.yz * self.xz)
+            + self.xz * (self.xy * self.yz - self.yy * self.xz);
+        T::of(4.0) * (det / trace) / trace
+    }
+
+    /// The same of the upper left two rows and columns.
+    pub fn weakest_flat(&self) -> T {
+        (self.xx * self.yy - self.xy * self.xy) / (self.xx + self.yy)
     }
 
     pub fn mul(&self, v: &Vector3<T>) -> Vector3<T> {

@@ -43,6 +43,7 @@ use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
 use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
 
 use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
+use locate::{Beforehand, Locator};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
 use pack::{PackFigures, PackState, Seat, StringDecision, Strings, Topology};
@@ -101,7 +102,8 @@ impl PackControl {
 pub struct Master<const SEATS: usize, const LOG: usize> {
     config: MasterConfig,
     link: MasterLink,
-    seats: [Seat; SEATS],
+    /// All of them, from the first input on.
+    seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
     control: PackControl,
     contactors: Option<Contactors>,
@@ -113,6 +115,7 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     log: Log<LOG>,
     map: AnchorMap,
     epoch: Epoch,
+    locator: Locator,
     /// When the epoch being gathered is closed, complete or not.
     epoch_ends: Option<Instant>,
     gate_wanted: bool,
@@ -180,10 +183,15 @@ const TICK: Duration = Duration::from_millis(50);
 
 impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Starts with nobody on the bus, all strings open and the pack wanted on.
+    ///
+    /// Seats are set up by the first input: they are most of a master's memory, and would be built on
+    /// the stack first, and copied, if this did it.
+    // Inlined, the compiler builds the whole in one place and copies it to another.
+    #[inline(never)]
     pub fn new(config: MasterConfig) -> Self {
         Self {
             link: MasterLink::new(config.schedule),
-            seats: core::array::from_fn(|_| Seat::default()),
+            seats: heapless::Vec::new(),
             strings: Strings::new(config.topology),
             control: PackControl::new(&config.cell),
             contactors: None,
@@ -193,6 +201,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             log: Log::default(),
             map: AnchorMap::default(),
             epoch: Epoch::default(),
+            locator: Locator::default(),
             epoch_ends: None,
             gate_wanted: true,
             balance_wanted: true,
@@ -208,6 +217,13 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             tunnel: SlaveTunnel::new(),
             left: heapless::Deque::new(),
             config,
+        }
+    }
+
+    /// One by one in their place, see [`Self::new`].
+    fn set_up_seats(&mut self) {
+        while !self.seats.is_full() {
+            let _ = self.seats.push(Seat::default());
         }
     }
 
@@ -487,6 +503,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     fn drain(&mut self, now: Instant) {
+        self.set_up_seats();
         while let Some(event) = self.link.poll_event() {
             match event {
                 MasterEvent::Message(message) => self.handle_message(now, &message),
@@ -704,8 +721,14 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         let Some((tag, mut ranges)) = self.epoch.take() else {
             return;
         };
-        let (height, sigma) = (self.config.tag_height_mm, self.config.range_sigma_mm);
-        match locate::locate(&self.map, tag, &mut ranges, height, sigma) {
+        let before = Beforehand {
+            height_mm: self.config.tag_height_mm,
+            sigma_mm: self.config.range_sigma_mm,
+        };
+        let found = self
+            .locator
+            .handle_epoch(now, &self.map, tag, &mut ranges, &before);
+        match found {
             Some(fix) => {
                 self.counters.fixes = self.counters.fixes.wrapping_add(1);
                 self.log.push(now, Record::Tag(fix));
@@ -931,6 +954,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         datagram: &[u8],
         answer: &mut [u8],
     ) -> usize {
+        self.set_up_seats();
         let request = match helio_smp::accept(datagram, answer) {
             Ok(request) => request,
             Err(refusal) => return refusal,
@@ -1061,9 +1085,10 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             }
             (heliograph::MAP, Op::Read) => {
                 let off = usize::try_from(number("off", 0)?).map_err(|_| Fault::OutOfRange)?;
+                let staged = northbound::switch(request, "staged")?;
                 request
                     .reply(answer)
-                    .body(|e| northbound::map(e, &self.map, off))
+                    .body(|e| northbound::map(e, &self.map, off, staged))
             }
             (heliograph::MAP, Op::Write) => {
                 let next = self.write_map(now, &MapPiece::read(request.body)?)?;
@@ -1110,25 +1135,45 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     fn write_map(&mut self, now: Instant, piece: &MapPiece<'_>) -> Result<usize, Fault> {
         let (mut off, mut complete) = (piece.off, false);
         piece.each(|anchor| {
-            complete = self
-                .map
-                .stage(piece.version, piece.total, off, anchor)
-                .map_err(|_| Fault::OutOfRange)?;
+            let staged = if piece.hold {
+                self.map
+                    .hold(piece.version, piece.total, off, anchor)
+                    .map(|_| false)
+            } else {
+                self.map.stage(piece.version, piece.total, off, anchor)
+            };
+            complete = staged.map_err(|_| Fault::OutOfRange)?;
             off += 1;
             Ok(())
         })?;
         if complete {
-            self.log.push(
-                now,
-                Record::Event(Event {
-                    what: What::Map,
-                    node: None,
-                    uid: None,
-                    alarm: None,
-                }),
-            );
+            self.note_map(now);
         }
         Ok(off)
+    }
+
+    /// Another map is in force: tracks of the old one are worth nothing.
+    fn note_map(&mut self, now: Instant) {
+        self.locator = Locator::default();
+        self.log.push(
+            now,
+            Record::Event(Event {
+                what: What::Map,
+                node: None,
+                uid: None,
+                alarm: None,
+            }),
+        );
+    }
+
+    fn commit_map(&mut self, now: Instant, crc: u64) -> Result<(), Fault> {
+        let crc = u32::try_from(crc).map_err(|_| Fault::OutOfRange)?;
+        self.map.commit(crc).map_err(|e| match e {
+            map::MapError::NotHeld => Fault::NotNow,
+            _ => Fault::OutOfRange,
+        })?;
+        self.note_map(now);
+        Ok(())
     }
 
     fn carry_out(&mut self, now: Instant, order: &northbound::Order<'_>) -> Result<(), Fault> {
@@ -1141,6 +1186,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         let busy = |_: Busy| Fault::NotNow;
         match order.cmd {
             "gate" => self.set_gate(now, on?),
+            "map" => self.commit_map(now, order.value.ok_or(Fault::Malformed)?)?,
             "balance" => self.set_balance(on?),
             "sleep" => self.set_sleep(now, on?),
             "isolate" => {

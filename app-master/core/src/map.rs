@@ -1,7 +1,15 @@
 //! The anchor map as the master keeps it, and the ranges of the epoch being collected.
 //!
-//! A map is replaced as a whole: pieces are staged and take effect when the last one has come, so
-//! that no fix is ever computed with half of one map and half of another.
+//! A map is replaced as a whole, so that no fix is ever computed with half of one map and half of
+//! another. Pieces are staged; they take effect when the last one has come, or, where the writer asks
+//! to hold them, when it has read them back and names their CRC.
+//!
+//! ```text
+//!         piece           last piece
+//! Empty --------> Staged -----------------------------> in force
+//!                   |     last piece, held
+//!                   '------------------> Held --commit(crc)--^
+//! ```
 
 use crc::{CRC_32_ISCSI, Crc};
 use heapless::Vec;
@@ -36,6 +44,10 @@ pub enum MapError {
     TooMany,
     /// Two anchors have this identity, or the same place at the same slave.
     Duplicate(u16),
+    /// Nothing whole is held that could be put in force.
+    NotHeld,
+    /// What is held has this CRC; write it again.
+    Crc(u32),
 }
 
 /// A map in force and one that is being written.
@@ -44,6 +56,22 @@ pub struct AnchorMap {
     version: u32,
     anchors: Vec<MapAnchor, MAX_MAP>,
     staged: Vec<MapAnchor, MAX_MAP>,
+    /// Version of a whole map that waits in `staged` to be put in force.
+    held: Option<u32>,
+}
+
+/// CRC-32C over anchors in order, each as id, node, index, x, y, z, bias in little endian.
+fn crc(anchors: &[MapAnchor]) -> u32 {
+    let mut digest = CRC32C.digest();
+    for a in anchors {
+        digest.update(&a.id.to_le_bytes());
+        digest.update(&[a.node.get(), a.index]);
+        for mm in a.position_mm {
+            digest.update(&mm.to_le_bytes());
+        }
+        digest.update(&a.bias_mm.to_le_bytes());
+    }
+    digest.finalize()
 }
 
 impl AnchorMap {
@@ -59,16 +87,26 @@ impl AnchorMap {
 
     /// CRC-32C over the anchors in order, each as id, node, index, x, y, z, bias in little endian.
     pub fn crc(&self) -> u32 {
-        let mut digest = CRC32C.digest();
-        for a in &self.anchors {
-            digest.update(&a.id.to_le_bytes());
-            digest.update(&[a.node.get(), a.index]);
-            for mm in a.position_mm {
-                digest.update(&mm.to_le_bytes());
-            }
-            digest.update(&a.bias_mm.to_le_bytes());
+        crc(&self.anchors)
+    }
+
+    /// What is being written, to be read back: its version once it is held whole, its anchors so
+    /// far, and their CRC.
+    pub fn staged(&self) -> (Option<u32>, &[MapAnchor], u32) {
+        (self.held, &self.staged, crc(&self.staged))
+    }
+
+    /// Puts the map that is held in force if it is the one with this CRC.
+    pub fn commit(&mut self, expected: u32) -> Result<(), MapError> {
+        let version = self.held.ok_or(MapError::NotHeld)?;
+        let found = crc(&self.staged);
+        if found != expected {
+            return Err(MapError::Crc(found));
         }
-        digest.finalize()
+        self.held = None;
+        self.anchors = core::mem::take(&mut self.staged);
+        self.version = version;
+        Ok(())
     }
 
     /// The anchor at this place of this slave.
@@ -86,7 +124,25 @@ impl AnchorMap {
         off: usize,
         anchor: MapAnchor,
     ) -> Result<bool, MapError> {
-        if off == 0 {
+        let whole = self.hold(version, total, off, anchor)?;
+        if whole {
+            self.held = None;
+            self.anchors = core::mem::take(&mut self.staged);
+            self.version = version;
+        }
+        Ok(whole)
+    }
+
+    /// As [`Self::stage`], but the last anchor leaves the map waiting for [`Self::commit`].
+    pub fn hold(
+        &mut self,
+        version: u32,
+        total: usize,
+        off: usize,
+        anchor: MapAnchor,
+    ) -> Result<bool, MapError> {
+        if off == 0 || self.held.is_some() {
+            self.held = None;
             self.staged.clear();
         }
         if off != self.staged.len() {
@@ -104,8 +160,7 @@ impl AnchorMap {
         if self.staged.len() < total {
             return Ok(false);
         }
-        self.anchors = core::mem::take(&mut self.staged);
-        self.version = version;
+        self.held = Some(version);
         Ok(true)
     }
 }
@@ -190,6 +245,26 @@ mod tests {
         assert_eq!(map.stage(7, 3, 2, anchor(1)), Err(MapError::Duplicate(1)));
         assert_eq!(map.stage(7, 3, 2, anchor(2)), Ok(true));
         assert_eq!((map.version(), map.anchors().len()), (7, 3));
+    }
+
+    #[test]
+    fn a_map_that_is_held_takes_effect_when_its_crc_is_named_and_not_before() {
+        let mut map = AnchorMap::default();
+        assert_eq!(map.commit(0), Err(MapError::NotHeld));
+        assert_eq!(map.hold(7, 2, 0, anchor(0)), Ok(false));
+        assert_eq!(map.commit(map.staged().2), Err(MapError::NotHeld));
+        assert_eq!(map.hold(7, 2, 1, anchor(1)), Ok(true));
+        assert_eq!((map.version(), map.anchors().len()), (0, 0));
+        let (version, anchors, crc) = map.staged();
+        assert_eq!((version, anchors.len()), (Some(7), 2));
+        assert_eq!(map.commit(crc ^ 1), Err(MapError::Crc(crc)));
+        assert_eq!(map.commit(crc), Ok(()));
+        assert_eq!((map.version(), map.crc()), (7, crc));
+        assert_eq!(map.commit(crc), Err(MapError::NotHeld));
+        // A writer that begins anew gives up what was held.
+        assert_eq!(map.hold(8, 1, 0, anchor(5)), Ok(true));
+        assert_eq!(map.hold(9, 2, 0, anchor(6)), Ok(false));
+        assert_eq!(map.staged().0, None);
     }
 
     #[test]

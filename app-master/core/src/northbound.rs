@@ -276,6 +276,21 @@ fn tag(e: &mut Body<'_>, t: &TagFigures) -> Written {
     e.str("sigma_mm")?.u32(t.sigma_mm)?;
     e.str("anchors")?.u8(t.anchors)?;
     e.str("residual_mm")?.u32(t.residual_mm)?;
+    e.str("excluded")?.u8(t.excluded)?;
+    if let Some(mm) = t.protection_mm {
+        e.str("protection_mm")?.u32(mm)?;
+    }
+    if let Some(track) = &t.track {
+        e.str("track_mm")?.array(3)?;
+        for mm in track.position_mm {
+            e.i32(mm)?;
+        }
+        e.str("track_sigma_mm")?.u32(track.sigma_mm)?;
+        e.str("velocity_mm_s")?.array(3)?;
+        for v in track.velocity_mm_s {
+            e.i32(v)?;
+        }
+    }
     Ok(())
 }
 
@@ -409,18 +424,25 @@ pub fn telemetry<const N: usize>(e: &mut Body<'_>, log: &Log<N>, since: u64, max
 /// Anchors in one answer; each takes at most 40 bytes.
 const MAP_PIECE: usize = 40;
 
-/// Body of the answer to reading the map from anchor number `off` on.
-pub fn map(e: &mut Body<'_>, map: &AnchorMap, off: usize) -> Written {
+/// Body of the answer to reading the map in force, or the one being written (`staged`), from anchor
+/// number `off` on. The version of one that is not yet whole is 0.
+pub fn map(e: &mut Body<'_>, map: &AnchorMap, off: usize, staged: bool) -> Written {
+    let (version, anchors, crc) = if staged {
+        let (version, anchors, crc) = map.staged();
+        (version.unwrap_or(0), anchors, crc)
+    } else {
+        (map.version(), map.anchors(), map.crc())
+    };
     e.map(5)?
         .str("version")?
-        .u32(map.version())?
+        .u32(version)?
         .str("crc")?
-        .u32(map.crc())?;
+        .u32(crc)?;
     e.str("total")?
-        .u64(map.anchors().len() as u64)?
+        .u64(anchors.len() as u64)?
         .str("off")?
         .u64(off as u64)?;
-    let piece = map.anchors().get(off..).unwrap_or(&[]);
+    let piece = anchors.get(off..).unwrap_or(&[]);
     let piece = piece.get(..MAP_PIECE.min(piece.len())).unwrap_or(&[]);
     e.str("anchors")?.array(piece.len() as u64)?;
     for a in piece {
@@ -446,12 +468,14 @@ pub struct MapPiece<'b> {
     pub total: usize,
     /// Number of this piece's first anchor.
     pub off: usize,
+    /// The map waits for its CRC when it is whole.
+    pub hold: bool,
     /// The array, not looked at yet.
     anchors: &'b [u8],
 }
 
 impl<'b> MapPiece<'b> {
-    /// Reads `{version, total, off, anchors}`, in any order.
+    /// Reads `{version, total, off, hold, anchors}`, in any order.
     pub fn read(body: &'b [u8]) -> Result<Self, Fault> {
         let mut piece = Self::default();
         let place = |v: u64| usize::try_from(v).unwrap_or(usize::MAX);
@@ -460,6 +484,7 @@ impl<'b> MapPiece<'b> {
                 "version" => piece.version = d.u32()?,
                 "total" => piece.total = place(d.u64()?),
                 "off" => piece.off = place(d.u64()?),
+                "hold" => piece.hold = d.bool()?,
                 "anchors" => {
                     let start = d.position();
                     d.skip()?;
@@ -541,6 +566,20 @@ pub fn number(request: &Request<'_>, wanted: &str, default: u64) -> Result<u64, 
     read_map(request.body, |key, d| {
         if key == wanted {
             found = d.u64()?;
+            return Ok(());
+        }
+        d.skip()
+    })
+    .map_err(MALFORMED)?;
+    Ok(found)
+}
+
+/// Reads one switch from a body, off when it is not there.
+pub fn switch(request: &Request<'_>, wanted: &str) -> Result<bool, Fault> {
+    let mut found = false;
+    read_map(request.body, |key, d| {
+        if key == wanted {
+            found = d.bool()?;
             return Ok(());
         }
         d.skip()

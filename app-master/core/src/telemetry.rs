@@ -74,6 +74,24 @@ pub struct TagFigures {
     pub anchors: u8,
     /// Root mean square of the range residuals, millimetres.
     pub residual_mm: u32,
+    /// Ranges left out as faulty.
+    pub excluded: u8,
+    /// The horizontal error stays below this even with one undetected fault, millimetres; `None`
+    /// when ranges contradict each other or are too few to tell.
+    pub protection_mm: Option<u32>,
+    /// Where the tag is by all ranges so far, when it is followed.
+    pub track: Option<TrackFigures>,
+}
+
+/// The track of a tag in the frame of the map.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrackFigures {
+    /// Position, millimetres.
+    pub position_mm: [i32; 3],
+    /// Horizontal 1-sigma, millimetres.
+    pub sigma_mm: u32,
+    /// Velocity, millimetres per second.
+    pub velocity_mm_s: [i32; 3],
 }
 
 /// What happened.

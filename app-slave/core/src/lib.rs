@@ -42,6 +42,7 @@ mod grid;
 mod management;
 
 pub use balance::BleedConfig;
+pub use helio_positioning::{CHIP_RATE_HZ, FRAME_CHIPS, LightCode};
 pub use management::{DIAGNOSTICS, MAX_ANSWER};
 
 use balance::Balancer;
@@ -78,6 +79,9 @@ pub struct SlaveConfig {
     pub bleed: BleedConfig,
     /// What happens to a gate that is on when the master falls silent.
     pub on_master_loss: OnMasterLoss,
+    /// Identity that luminaire 0 blinks, those of the others follow it; `None`: sixteen times the
+    /// seat. Give one where two masters light one room.
+    pub light_id: Option<u16>,
     /// How it saves current while the pack rests; `None`: never.
     pub sleep: Option<SlaveSleep>,
     /// Somebody carries out [`Slave::poll_request`]; else such requests are refused.
@@ -105,6 +109,7 @@ impl SlaveConfig {
             balance: BalanceConfig::default(),
             bleed: BleedConfig::default(),
             on_master_loss: OnMasterLoss::Keep,
+            light_id: None,
             sleep: None,
             device: false,
         }
@@ -133,6 +138,14 @@ pub enum SlaveOutput {
     RangeNow(TagId),
     /// Let these luminaires shine and no others, bit 0 is anchor 0.
     Light(u16),
+    /// Let each luminaire that shines repeat the chips of [`light_code`] of this identity and its
+    /// own number at [`CHIP_RATE_HZ`]. Until then they shine steadily.
+    Identify(u16),
+}
+
+/// What luminaire `anchor` of a slave repeats for ever, given what [`SlaveOutput::Identify`] said.
+pub fn light_code(first: u16, anchor: u8) -> LightCode {
+    LightCode::new(first.wrapping_add(u16::from(anchor)))
 }
 
 /// The core of one slave.
@@ -140,6 +153,7 @@ pub struct Slave {
     uid: Uid,
     capabilities: Capabilities,
     on_master_loss: OnMasterLoss,
+    light_id: Option<u16>,
     sleep: Option<SlaveSleep>,
     device: bool,
     link: SlaveLink,
@@ -184,6 +198,7 @@ struct Waiting {
     sample: bool,
     range: Option<TagId>,
     light: Option<u16>,
+    identify: Option<u16>,
 }
 
 impl Slave {
@@ -206,6 +221,7 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            light_id,
             sleep,
             device,
             ..
@@ -215,6 +231,7 @@ impl Slave {
             uid,
             capabilities,
             on_master_loss,
+            light_id,
             sleep,
             device,
             link: SlaveLink::new(schedule, uid, capabilities),
@@ -244,6 +261,7 @@ impl Slave {
                 gate_off: true,
                 balance: Some(0),
                 light: (capabilities.anchors > 0).then(|| mask(capabilities.anchors)),
+                identify: light_id.filter(|_| capabilities.anchors > 0),
                 ..Waiting::default()
             },
             reply: [0; MAX_ANSWER],
@@ -380,7 +398,10 @@ impl Slave {
         if core::mem::take(&mut w.gate_on) {
             return Some(SlaveOutput::Gate(true));
         }
-        w.light.take().map(SlaveOutput::Light)
+        if let Some(mask) = w.light.take() {
+            return Some(SlaveOutput::Light(mask));
+        }
+        w.identify.take().map(SlaveOutput::Identify)
     }
 
     /// A datagram for the device that came over the bus, handed over once. Its answer, whenever
@@ -452,9 +473,12 @@ impl Slave {
 
     fn handle_event(&mut self, now: Instant, event: SlaveEvent) {
         match event {
-            SlaveEvent::Joined(_) => {
+            SlaveEvent::Joined(node) => {
                 self.heard = Some(now);
                 self.introduced = false;
+                if self.capabilities.anchors > 0 && self.light_id.is_none() {
+                    self.waiting.identify = Some(16 * u16::from(node.get()));
+                }
             }
             SlaveEvent::Left(_) => {
                 self.introduced = false;

@@ -168,7 +168,7 @@ impl Rig {
                         self.slave.handle_sample(self.now, &sample);
                     }
                 }
-                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) => {}
+                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) | SlaveOutput::Identify(_) => {}
             }
         }
         all
@@ -756,6 +756,35 @@ fn luminaires_shine_from_boot_and_obey_within_what_is_there() {
 }
 
 #[test]
+fn luminaires_say_who_they_are_by_their_seat_or_as_configured() {
+    let mut config = config();
+    config.capabilities.anchors = 3;
+    let mut rig = Rig::new(config.clone());
+    assert!(
+        !rig.drain()
+            .iter()
+            .any(|o| matches!(o, SlaveOutput::Identify(_)))
+    );
+    let seat = NodeId::new(5).expect("valid");
+    rig.slave.handle_event(rig.now, SlaveEvent::Joined(seat));
+    assert!(rig.drain().contains(&SlaveOutput::Identify(80)));
+    let frame: Vec<bool> = (0..FRAME_CHIPS)
+        .map(|at| light_code(80, 2).chip(at))
+        .collect();
+    assert_eq!(helio_positioning::decode_chips(&frame), Some(82));
+
+    config.light_id = Some(0x700);
+    let mut rig = Rig::new(config);
+    assert!(rig.drain().contains(&SlaveOutput::Identify(0x700)));
+    rig.slave.handle_event(rig.now, SlaveEvent::Joined(seat));
+    assert!(
+        !rig.drain()
+            .iter()
+            .any(|o| matches!(o, SlaveOutput::Identify(_)))
+    );
+}
+
+#[test]
 fn a_slave_of_anchors_never_measures_and_never_has_its_gate_on() {
     let mut config = config();
     config.capabilities = Capabilities {
@@ -954,7 +983,7 @@ impl Witness {
                         self.sample(&sample)?;
                     }
                 }
-                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) => {}
+                SlaveOutput::RangeNow(_) | SlaveOutput::Light(_) | SlaveOutput::Identify(_) => {}
             }
         }
         let s = &self.rig.slave;

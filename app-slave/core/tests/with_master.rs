@@ -98,7 +98,7 @@ impl Module {
                     let range = [Some(Millimetres(2_345)); MAX_ANCHORS];
                     self.core.handle_ranges(now, &Ranges { tag, range });
                 }
-                SlaveOutput::Balance(_) | SlaveOutput::Light(_) => {}
+                SlaveOutput::Balance(_) | SlaveOutput::Light(_) | SlaveOutput::Identify(_) => {}
             }
         }
         for (place, mailbox) in self.boxes.iter_mut().zip(MAILBOXES) {

@@ -1,4 +1,4 @@
-//! `helio bench`: what the bus must hold, measured in virtual time.
+//! `helio bench`: what must hold, measured; here the bus, in virtual time.
 
 use std::io::{IsTerminal, Write};
 
@@ -13,6 +13,8 @@ use crate::sim::bus;
 pub enum Command {
     /// Trips, alarms, joins, dead and babbling slaves, skew, throughput: each figure beside its goal.
     Bus(BusArgs),
+    /// Fixes, faults, integrity, tracking, camera, diagnosis and light codes: each figure beside its goal.
+    Positioning(crate::bench_positioning::Args),
     /// Random schedules of faults: nobody stays lost, no seat is shared, no trip is stuck.
     Soak(SoakArgs),
     /// Damaged frames of every format: what controllers and checks let pass, and how often that is.
@@ -206,6 +208,7 @@ fn run_corruption(args: &CorruptionArgs) -> Result<()> {
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Bus(args) => run_bus(args),
+        Command::Positioning(args) => crate::bench_positioning::run(&args),
         Command::Soak(args) => run_soak(args),
         Command::Corruption(args) => run_corruption(&args),
     }

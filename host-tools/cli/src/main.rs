@@ -8,13 +8,15 @@
 
 mod analyse;
 mod bench;
+mod bench_positioning;
 mod bridge;
 mod broker;
 mod cell;
 mod demo;
-mod fw;
 mod export;
+mod fw;
 mod hub;
+mod light;
 mod locate;
 mod map;
 mod replay;
@@ -43,7 +45,7 @@ enum Command {
     Demo(demo::Args),
     /// Run a scenario in virtual time and report.
     Sim(sim::Args),
-    /// Measure what the bus must hold, in virtual time.
+    /// Measure what must hold: each figure beside its goal.
     #[command(subcommand)]
     Bench(bench::Command),
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
@@ -51,9 +53,12 @@ enum Command {
     Replay(replay::Command),
     /// Locate tags from recorded ranges, and compare with the truth where there is one.
     Locate(locate::Args),
-    /// Calibrate, plot and export anchor maps.
+    /// Check, calibrate, survey, plot, compare and export anchor maps.
     #[command(subcommand)]
     Map(map::Command),
+    /// Read light codes from images, or make such images.
+    #[command(subcommand)]
+    Light(light::Command),
     /// Make a cell's parameter file from test recordings, test an estimator on others, plot.
     #[command(subcommand)]
     Cell(cell::Command),
@@ -111,6 +116,7 @@ fn main() -> ExitCode {
         Command::Replay(command) => replay::run(command),
         Command::Locate(args) => locate::run(&args),
         Command::Map(command) => map::run(&command),
+        Command::Light(command) => light::run(&command),
         Command::Cell(command) => cell::run(command),
         Command::Analyse(command) => analyse::run(command),
         Command::Export(command) => export::run(command),

@@ -1,12 +1,14 @@
-//! `helio map`: anchor maps calibrated, plotted and exported.
+//! `helio map`: anchor maps checked, calibrated, surveyed, plotted, compared and exported.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use helio_locate::calibrate::calibrate;
+use helio_locate::check::{self, Severity};
 use helio_locate::dop::{self, Area, Figure};
-use helio_locate::{Ranges, SiteMap, Truth, export};
+use helio_locate::locate::{Settings, Side};
+use helio_locate::{Ranges, SiteMap, Truth, diff, export, powers, survey};
 
 use crate::BadInput;
 use crate::locate::{positive, write};
@@ -14,12 +16,94 @@ use crate::locate::{positive, write};
 /// What to do with a map.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Biases, noise, clock offset and places of tags, from recordings with truth
+    /// What is wrong with a map, by itself and against a recording; exit code 1 when something is
+    Check(Check),
+    /// Biases, noise, clock offset, places of tags, light, from recordings with truth
     Calibrate(Calibrate),
+    /// Places of unknown anchors, from a walk among them and some known ones
+    Survey(Survey),
+    /// What differs between two maps; exit code 1 when something does
+    Diff(Diff),
     /// Dilution of precision and protection level over the floor
     Dop(Dop),
     /// The map for other programs
     Export(Export),
+}
+
+/// Arguments of `helio map check`.
+#[derive(clap::Args)]
+pub struct Check {
+    /// Anchor map
+    #[arg(long)]
+    map: PathBuf,
+    /// CSV of ranges to check it against; may be given several times
+    #[arg(long)]
+    ranges: Vec<PathBuf>,
+    /// Only this tag
+    #[arg(long)]
+    tag: Option<u16>,
+    /// Known height of the tags in metres (default: the map's tag_height_m, else 3D)
+    #[arg(long, allow_hyphen_values = true, conflicts_with = "three_d")]
+    height_m: Option<f64>,
+    /// Three dimensions even if the map has a tag_height_m
+    #[arg(long = "3d")]
+    three_d: bool,
+    /// Warnings fail, too
+    #[arg(long)]
+    strict: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `helio map survey`.
+#[derive(clap::Args)]
+pub struct Survey {
+    /// Map of the known anchors
+    #[arg(long)]
+    map: PathBuf,
+    /// CSV of ranges; may be given several times. Anchors in it that the map lacks are surveyed
+    #[arg(long, required = true)]
+    ranges: Vec<PathBuf>,
+    /// CSV of the truth of each ranges file, if there is one: then no known anchor is needed
+    #[arg(long)]
+    truth: Vec<PathBuf>,
+    /// Survey these anchors of the map again, with commas between
+    #[arg(long, value_delimiter = ',')]
+    unknown: Vec<u16>,
+    /// Only this tag
+    #[arg(long)]
+    tag: Option<u16>,
+    /// Known height of the tags in metres (default: the map's tag_height_m, else 3D)
+    #[arg(long, allow_hyphen_values = true, conflicts_with = "three_d")]
+    height_m: Option<f64>,
+    /// Three dimensions even if the map has a tag_height_m
+    #[arg(long = "3d")]
+    three_d: bool,
+    /// Unknown anchors hang below the tags (by default above)
+    #[arg(long)]
+    anchors_below: bool,
+    /// Write the map with the surveyed anchors here (.toml or .cbor)
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `helio map diff`.
+#[derive(clap::Args)]
+pub struct Diff {
+    /// The first map (TOML or CBOR)
+    a: PathBuf,
+    /// The second map
+    b: PathBuf,
+    /// Lengths that differ by no more are the same, millimetres
+    #[arg(long, default_value_t = 0.1)]
+    tolerance_mm: f64,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Arguments of `helio map calibrate`.
@@ -29,9 +113,12 @@ pub struct Calibrate {
     #[arg(long)]
     map: PathBuf,
     /// CSV of ranges; may be given several times
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "powers")]
     ranges: Vec<PathBuf>,
-    /// CSV of the truth of each ranges file, in the same order
+    /// CSV of received powers, for the Lambertian parameters; may be given several times
+    #[arg(long)]
+    powers: Vec<PathBuf>,
+    /// CSV of the truth of each file of ranges, then of powers, in the same order; or one for all
     #[arg(long, conflicts_with = "at")]
     truth: Vec<PathBuf>,
     /// Where the body stood during each ranges file: x,y,z in metres and, perhaps, yaw in degrees
@@ -118,7 +205,10 @@ pub struct Export {
 /// Runs the command.
 pub fn run(command: &Command) -> Result<()> {
     match command {
+        Command::Check(args) => run_check(args),
         Command::Calibrate(args) => run_calibrate(args),
+        Command::Survey(args) => run_survey(args),
+        Command::Diff(args) => run_diff(args),
         Command::Dop(args) => run_dop(args),
         Command::Export(args) => run_export(args),
     }
@@ -149,13 +239,124 @@ fn print(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the map says, and what the command line says otherwise.
+fn settings(
+    map: &SiteMap,
+    tag: Option<u16>,
+    height_m: Option<f64>,
+    three_d: bool,
+) -> Result<Settings> {
+    let mut settings = Settings::of(map);
+    settings.tag = tag;
+    if three_d {
+        settings.height_m = None;
+    }
+    if let Some(h) = height_m {
+        if h.is_nan() || h.abs() > 1e4 {
+            return Err(BadInput::new(format!("--height-m is {h}; give metres")).into());
+        }
+        settings.height_m = Some(h);
+    }
+    Ok(settings)
+}
+
+fn run_check(args: &Check) -> Result<()> {
+    let map = SiteMap::load(&args.map)?;
+    let settings = settings(&map, args.tag, args.height_m, args.three_d)?;
+    let runs = args.ranges.iter().map(|file| Ranges::load(file, &map));
+    let runs: Vec<Ranges> = runs.collect::<Result<_, _>>()?;
+    let report = check::check(&map, &runs, &settings)?;
+    if args.json {
+        print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+    } else {
+        print(&report.to_text())?;
+    }
+    let bad = if args.strict {
+        Severity::Warning
+    } else {
+        Severity::Fault
+    };
+    let count = report
+        .complaints
+        .iter()
+        .filter(|c| c.severity >= bad)
+        .count();
+    anyhow::ensure!(
+        count == 0,
+        "{}: {count} complaints; the report says what to do about each",
+        args.map.display()
+    );
+    Ok(())
+}
+
+fn run_survey(args: &Survey) -> Result<()> {
+    let mut map = SiteMap::load(&args.map)?;
+    if !(args.truth.is_empty() || args.truth.len() == args.ranges.len() || args.truth.len() == 1) {
+        let what = format!(
+            "{} files of ranges have {} truths; give a --truth for each, in the same order, or none",
+            args.ranges.len(),
+            args.truth.len()
+        );
+        return Err(BadInput::new(what).into());
+    }
+    let mut settings = settings(&map, args.tag, args.height_m, args.three_d)?;
+    settings.side = Side::Below;
+    let mut runs = Vec::new();
+    for (at, file) in args.ranges.iter().enumerate() {
+        let ranges = Ranges::load(file, &map)?;
+        let truth = args.truth.get(at).or(args.truth.first());
+        let truth = truth.map(|f| Truth::load(f, &map.recording.quaternion));
+        runs.push((ranges, truth.transpose()?));
+    }
+    let plan = survey::Plan {
+        unknown: args.unknown.clone(),
+        below: args.anchors_below,
+        settings,
+    };
+    let report = survey::survey(&mut map, &runs, &plan)?;
+    if let Some(out) = &args.out {
+        save(&map, out)?;
+    }
+    if args.json {
+        return print(&(serde_json::to_string_pretty(&report)? + "\n"));
+    }
+    print(&report.to_text())?;
+    if args.out.is_none() {
+        print("nothing written; give --out FILE to keep the map\n")?;
+    }
+    Ok(())
+}
+
+fn run_diff(args: &Diff) -> Result<()> {
+    if !(args.tolerance_mm >= 0.0 && args.tolerance_mm < 1e6) {
+        let what = format!("--tolerance-mm is {}; give 0 or more", args.tolerance_mm);
+        return Err(BadInput::new(what).into());
+    }
+    let (a, b) = (SiteMap::load(&args.a)?, SiteMap::load(&args.b)?);
+    let report = diff::diff(&a, &b, args.tolerance_mm * 1e-3);
+    if args.json {
+        print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+    } else {
+        print(&report.to_text())?;
+    }
+    anyhow::ensure!(
+        report.is_same(),
+        "the maps differ: {} added, {} removed, {} moved, {} changed",
+        report.added.len(),
+        report.removed.len(),
+        report.moved.len(),
+        report.changed.len() + report.whole.len()
+    );
+    Ok(())
+}
+
 fn run_calibrate(args: &Calibrate) -> Result<()> {
     let mut map = SiteMap::load(&args.map)?;
     let truths = args.truth.len() + args.at.len();
-    if truths != args.ranges.len() && truths != 1 {
+    let files = args.ranges.len() + args.powers.len();
+    if truths != files && truths != 1 {
         let what = format!(
-            "{} files of ranges have {truths} truths; give a --truth or --at for each, in the same order",
-            args.ranges.len()
+            "{files} files of ranges and powers have {truths} truths; give a --truth or --at for each, in the same order"
         );
         return Err(BadInput::new(what).into());
     }
@@ -167,8 +368,12 @@ fn run_calibrate(args: &Calibrate) -> Result<()> {
         return Err(BadInput::new(what).into());
     }
     let mut runs = Vec::new();
-    for (at, file) in args.ranges.iter().enumerate() {
-        let mut ranges = Ranges::load(file, &map)?;
+    for (at, file) in args.ranges.iter().chain(&args.powers).enumerate() {
+        let mut ranges = if at < args.ranges.len() {
+            Ranges::load(file, &map)?
+        } else {
+            Ranges::load_powers(file, &map)?
+        };
         let truth = match (
             args.truth.get(at).or(args.truth.first()),
             args.at.get(at).or(args.at.first()),
@@ -189,16 +394,36 @@ fn run_calibrate(args: &Calibrate) -> Result<()> {
         }
         runs.push((ranges, truth));
     }
-    let report = calibrate(&mut map, &runs, args.tag, !args.keep_lever_arms)?;
+    let seen = runs.split_off(args.ranges.len());
+    // Clocks and lever arms that the ranges tell hold for the powers, too.
+    let report = match runs.is_empty() {
+        true => None,
+        false => Some(calibrate(&mut map, &runs, args.tag, !args.keep_lever_arms)?),
+    };
+    let shine = match seen.is_empty() {
+        true => None,
+        false => Some(powers::calibrate(&mut map, &seen)?),
+    };
     if let Some(out) = &args.out {
         save(&map, out)?;
     }
     if args.json {
-        return print(&(serde_json::to_string_pretty(&report)? + "\n"));
+        let mut all = serde_json::to_value(&report)?;
+        if let (Some(fields), Some(shine)) = (all.as_object_mut(), &shine) {
+            fields.insert("light".into(), serde_json::to_value(shine)?);
+        } else if let Some(shine) = &shine {
+            all = serde_json::json!({ "light": shine });
+        }
+        return print(&(serde_json::to_string_pretty(&all)? + "\n"));
     }
-    let notes = runs.iter().flat_map(|(r, _)| &r.notes);
+    let notes = runs.iter().chain(&seen).flat_map(|(r, _)| &r.notes);
     print(&notes.map(|n| format!("note: {n}\n")).collect::<String>())?;
-    print(&report.to_text())?;
+    if let Some(report) = &report {
+        print(&report.to_text())?;
+    }
+    if let Some(shine) = &shine {
+        print(&shine.to_text())?;
+    }
     if args.out.is_none() {
         print("nothing written; give --out FILE to keep the calibrated map\n")?;
     }

@@ -192,7 +192,7 @@ fn a_map_with_an_anchor_twice_is_named_with_its_line() {
     }
     let said = refused(args);
     assert_place(&said, &map, Some(8));
-    let expected = "anchor id 1 stands twice; give each anchor its own";
+    let expected = "anchor 1: the id stands twice; give each anchor its own";
     assert!(said.contains(expected), "{said}");
 }
 

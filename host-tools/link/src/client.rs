@@ -328,11 +328,51 @@ impl Client {
 
     /// Replaces the map; it takes effect when all of it has come.
     pub async fn map_write(&self, version: u32, anchors: &[Anchor]) -> Result<(), AskError> {
+        self.map_pieces(version, anchors, false).await
+    }
+
+    /// Replaces the map in three steps: it is written and held, read back and compared, and only
+    /// then put in force. Whatever fails leaves the master with the map it had.
+    pub async fn map_replace(&self, version: u32, anchors: &[Anchor]) -> Result<(), AskError> {
+        self.map_pieces(version, anchors, true).await?;
+        let mut back: Vec<Anchor> = Vec::new();
+        let crc = loop {
+            #[derive(Serialize)]
+            struct Ask {
+                off: u32,
+                staged: bool,
+            }
+            let ask = Ask {
+                off: back.len() as u32,
+                staged: true,
+            };
+            let piece: Map = self.ours(Op::Read, group::MAP, &ask).await?;
+            let more = !piece.anchors.is_empty();
+            back.extend(piece.anchors);
+            if back.len() >= piece.total as usize || !more {
+                break piece.crc;
+            }
+        };
+        if back != anchors {
+            let why = "the map that the master read back is not the one written".into();
+            return Err(AskError::Malformed(why));
+        }
+        self.command(&Command::Map { crc }).await
+    }
+
+    async fn map_pieces(
+        &self,
+        version: u32,
+        anchors: &[Anchor],
+        hold: bool,
+    ) -> Result<(), AskError> {
         #[derive(Serialize)]
         struct Ask<'a> {
             version: u32,
             total: usize,
             off: usize,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            hold: bool,
             anchors: &'a [Anchor],
         }
         let mut off = 0;
@@ -342,6 +382,7 @@ impl Client {
                 version,
                 total: anchors.len(),
                 off,
+                hold,
                 anchors: &anchors[off..end],
             };
             let next: Offset = self.ours(Op::Write, group::MAP, &ask).await?;

@@ -297,6 +297,21 @@ pub struct TagRecord {
     pub anchors: u8,
     /// Root mean square of what the fix leaves unexplained.
     pub residual_mm: u32,
+    /// Ranges left out as faulty; older masters do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excluded: Option<u8>,
+    /// The horizontal error stays below this, even with one undetected fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection_mm: Option<u32>,
+    /// Where the tag is by all ranges so far, when it is followed: x, y, z.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_mm: Option<[i32; 3]>,
+    /// One standard deviation of the track, horizontal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_sigma_mm: Option<u32>,
+    /// Velocity of the track.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub velocity_mm_s: Option<[i32; 3]>,
 }
 
 /// Something happened. Fields that mean nothing for the event are left out.
@@ -425,6 +440,12 @@ pub enum Command {
         /// Bit 0 is anchor 0.
         #[serde(rename = "value")]
         mask: u16,
+    },
+    /// Put the map that is held in force.
+    Map {
+        /// Its CRC.
+        #[serde(rename = "value")]
+        crc: u32,
     },
 }
 

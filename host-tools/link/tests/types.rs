@@ -39,6 +39,11 @@ fn every_kind_has_the_documented_keys_in_json_and_in_cbor() {
         r#""sigma_mm":7,"anchors":8,"residual_mm":9}"#
     ));
     both_ways(concat!(
+        r#"{"seq":1,"t_us":2,"kind":"tag","tag":3,"x_mm":-4,"y_mm":5,"z_mm":6,"#,
+        r#""sigma_mm":7,"anchors":8,"residual_mm":9,"excluded":1,"protection_mm":310,"#,
+        r#""track_mm":[-4,5,6],"track_sigma_mm":3,"velocity_mm_s":[400,-5,0]}"#
+    ));
+    both_ways(concat!(
         r#"{"seq":1,"t_us":2,"kind":"event","what":"alarm","node":3,"uid":"00000000000000ff","severity":"trip","#,
         r#""code":4,"index":5,"value":-6,"active":true,"text":"cell 5 too high"}"#
     ));

@@ -67,6 +67,8 @@ pub struct Report {
     pub accel_psd: Option<[f64; 3]>,
     /// How long errors last, seconds.
     pub error_lasts_s: f64,
+    /// How far errors that depend on the direction make anchors seem displaced, metres an axis.
+    pub systematic_m: Option<f64>,
 }
 
 /// One anchor.
@@ -325,6 +327,7 @@ pub fn calibrate(
         tag_height_m: None,
         accel_psd: acceleration(runs),
         error_lasts_s: lasts.0,
+        systematic_m: systematic(map, &items, &now, &x, &layout, &levers, (scale, alike)),
     };
     let most = tags.iter().max().map_or(0, |t| usize::from(*t) + 1);
     if layout.levers {
@@ -348,6 +351,7 @@ pub fn calibrate(
     map.recording.time_offset_s = x[layout.offset()];
     map.recording.accel_psd = report.accel_psd.or(map.recording.accel_psd);
     map.recording.error_lasts_s = Some(report.error_lasts_s);
+    map.recording.systematic_m = report.systematic_m.or(map.recording.systematic_m);
     for anchor in 0..layout.anchors {
         let mine: Vec<f64> = items
             .iter()
@@ -384,6 +388,57 @@ pub fn calibrate(
     }
     map.version = map.version.saturating_add(1);
     Ok(report)
+}
+
+/// The horizontal displacement of each anchor that would best explain what is left of its ranges:
+/// root mean square over the anchors, less what noise alone would do. It is what keeps
+/// [`crate::check`] from taking reflections off a wall for an anchor that moved.
+fn systematic(
+    map: &SiteMap,
+    items: &[Item<'_>],
+    residuals: &[Option<f64>],
+    x: &DVector<f64>,
+    layout: &Layout,
+    levers: &[[f64; 3]],
+    (scale, alike): (f64, f64),
+) -> Option<f64> {
+    let n = layout.anchors;
+    let mut info = vec![nalgebra::Matrix2::from_diagonal_element(25.0); n];
+    let mut pull = vec![nalgebra::Vector2::zeros(); n];
+    for (item, residual) in items.iter().zip(residuals) {
+        let Some(r) = residual.filter(|r| r.abs() < TUKEY * scale) else {
+            continue;
+        };
+        let t = item.sample.time_s + x[layout.offset()];
+        let Some(pose) = item.truth.at(item.sample.tag, t) else {
+            continue;
+        };
+        let lever = if layout.levers {
+            let at = layout.lever(item.tag);
+            [x[at], x[at + 1], x[at + 2]]
+        } else {
+            levers[item.tag]
+        };
+        let d = pose.point(lever) - Vector3::from(map.anchors[item.anchor].position_m);
+        let u = d.xy() / d.norm().max(1e-6);
+        let w = 1.0 / (scale * scale * alike);
+        info[item.anchor] += u * u.transpose() * w;
+        pull[item.anchor] -= u * (w * r);
+    }
+    let (mut square, mut seen) = (0.0, 0);
+    for (info, pull) in info.iter().zip(&pull) {
+        let Some(covariance) = info.try_inverse() else {
+            continue;
+        };
+        // Only anchors seen from many sides, to 5 cm, say something.
+        if covariance.trace().sqrt() > 0.07 {
+            continue;
+        }
+        let by = covariance * pull;
+        square += by.norm_squared() - covariance.trace();
+        seen += 1;
+    }
+    (seen > 0).then(|| (square.max(0.0) / f64::from(2 * seen)).sqrt())
 }
 
 fn gcd(a: usize, b: usize) -> usize {
@@ -555,6 +610,12 @@ impl Report {
             t += &format!("acceleration {x} m²/s³ horizontally, {z} m²/s³ vertically\n");
         }
         t += &format!("errors of ranges last {:.0} ms\n", self.error_lasts_s * 1e3);
+        if let Some(s) = self.systematic_m {
+            t += &format!(
+                "errors that depend on the direction look like displacements of {:.0} mm an axis\n",
+                s * 1e3
+            );
+        }
         t
     }
 }

@@ -59,6 +59,9 @@ pub struct Light {
     pub order: f64,
     /// Power received one metre away on the axis.
     pub gain: f64,
+    /// Standard deviation of the logarithm of a power, from calibration; not part of the CBOR.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigma_ln: Option<f64>,
 }
 
 /// Where the room frame lies on Earth (WGS 84).
@@ -95,6 +98,9 @@ pub struct Recording {
     pub accel_psd: Option<[f64; 3]>,
     /// How long errors of ranges last, seconds: they are alike within such a time.
     pub error_lasts_s: Option<f64>,
+    /// How far errors of ranges that depend on the direction make an anchor seem displaced, metres
+    /// along each axis.
+    pub systematic_m: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -188,6 +194,13 @@ impl SiteMap {
                 sigma_m: length(row.sigma_m, row.sigma_mm),
                 light: row.light,
             };
+            if let Some(node) = row.node.filter(|n| !(1..=127).contains(n)) {
+                return Err(wrong(format!("node is {node}; choose 1 to 127")));
+            }
+            if let Some(index) = row.index.filter(|i| *i > 15) {
+                let what = format!("index is {index}; a slave has anchors 0 to 15");
+                return Err(wrong(what));
+            }
             if map.anchors.iter().any(|a| a.id == anchor.id) {
                 return Err(wrong(
                     "the id stands twice; give each anchor its own".to_string(),
@@ -233,7 +246,10 @@ impl SiteMap {
         }
         let levers = r.lever_arm_m.iter().flatten();
         let numbers = levers.chain(&r.tag_bias_m).chain(&r.tag_height_m);
-        let all = numbers.chain(r.accel_psd.iter().flatten());
+        let all = numbers
+            .chain(r.accel_psd.iter().flatten())
+            .chain(&r.error_lasts_s)
+            .chain(&r.systematic_m);
         if !all.chain([&r.time_offset_s]).all(|x| x.abs() < 1e5) {
             return wrong("[recording] holds a number that is not finite or too large; correct it");
         }
@@ -270,6 +286,7 @@ impl SiteMap {
                 axis: l.axis.map(wide),
                 order: wide(l.order),
                 gain: wide(l.gain),
+                sigma_ln: None,
             }),
         });
         Ok(Self {
@@ -346,10 +363,16 @@ impl SiteMap {
                 let _ = writeln!(t, "sigma_mm = {}", millimetres(sigma.max(1e-4)));
             }
             if let Some(l) = a.light {
+                let sigma = l
+                    .sigma_ln
+                    .map(|s| format!(", sigma_ln = {:?}", round(s, 1e4)));
                 let _ = writeln!(
                     t,
-                    "light = {{ axis = {:?}, order = {:?}, gain = {:?} }}",
-                    l.axis, l.order, l.gain
+                    "light = {{ axis = {:?}, order = {:?}, gain = {:?}{} }}",
+                    l.axis.map(|x| round(x, 1e5)),
+                    round(l.order, 1e4),
+                    l.gain,
+                    sigma.unwrap_or_default()
                 );
             }
         }
@@ -387,6 +410,9 @@ impl SiteMap {
             }
             if let Some(s) = r.error_lasts_s {
                 let _ = writeln!(t, "error_lasts_s = {:?}", round(s, 1e4));
+            }
+            if let Some(s) = r.systematic_m {
+                let _ = writeln!(t, "systematic_m = {:?}", round(s, 1e4));
             }
         }
         t

@@ -26,7 +26,16 @@ pub struct Sample {
     pub range_m: f64,
 }
 
-/// A recording of ranges.
+/// What the numbers of a recording are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Quantity {
+    /// Metres.
+    Range,
+    /// Received power, in any unit that is linear.
+    Power,
+}
+
+/// A recording of ranges, or of powers with `range_m` holding the power.
 #[derive(Clone, Debug)]
 pub struct Ranges {
     /// Where it was read.
@@ -56,7 +65,7 @@ fn place_of(name: &str) -> Option<(u16, u16)> {
         let known = |w: &&str| {
             !matches!(
                 *w,
-                "range" | "ranges" | "dist" | "distance" | "to" | "from" | "uwb"
+                "range" | "ranges" | "dist" | "distance" | "to" | "from" | "uwb" | "power" | "lux"
             )
         };
         match words.filter(known).collect::<Vec<_>>()[..] {
@@ -76,6 +85,15 @@ fn place_of(name: &str) -> Option<(u16, u16)> {
 impl Ranges {
     /// Reads ranges. `map` names the columns of a file without a head.
     pub fn load(file: &Path, map: &SiteMap) -> Result<Self, InputError> {
+        Self::read(file, map, Quantity::Range)
+    }
+
+    /// Reads received powers, in the same layouts; a column of rows is named `power`.
+    pub fn load_powers(file: &Path, map: &SiteMap) -> Result<Self, InputError> {
+        Self::read(file, map, Quantity::Power)
+    }
+
+    fn read(file: &Path, map: &SiteMap, quantity: Quantity) -> Result<Self, InputError> {
         let table = Table::load(file)?;
         let mut ranges = Self {
             file: file.into(),
@@ -83,15 +101,20 @@ impl Ranges {
             notes: Vec::new(),
         };
         let anchor = table.column(&["anchor", "anchor_id", "a"]);
-        let range = table.column(&["range", "distance", "dist", "measured"]);
-        if let (Some((anchor, _)), Some(range)) = (anchor, range) {
-            ranges.read_long(&table, anchor, range)?;
+        let value = match quantity {
+            Quantity::Range => table.column(&["range", "distance", "dist", "measured"]),
+            Quantity::Power => table
+                .column(&["power", "received_power", "intensity", "lux"])
+                .map(|(column, _)| (column, 1.0)),
+        };
+        if let (Some((anchor, _)), Some(value)) = (anchor, value) {
+            ranges.read_long(&table, anchor, value, quantity)?;
         } else {
-            ranges.read_wide(&table, map)?;
+            ranges.read_wide(&table, map, quantity)?;
         }
         if ranges.samples.is_empty() {
             let what =
-                "there is no range above zero in the file; check its columns and their units";
+                "there is no number above zero in the file; check its columns and their units";
             return Err(InputError::whole(file, what));
         }
         if !ranges.samples.is_sorted_by_key(|s| s.time_s) {
@@ -124,6 +147,7 @@ impl Ranges {
         table: &Table,
         anchor: usize,
         (range, factor): (usize, f64),
+        quantity: Quantity,
     ) -> Result<(), InputError> {
         let (time, per) = table.time_column();
         let tag = table.column(&["tag", "tag_id"]);
@@ -139,13 +163,18 @@ impl Ranges {
                 anchor: table.identity(row, anchor)?,
                 range_m: metres,
             };
-            self.push(table, row, sample)?;
+            self.push(table, row, sample, quantity)?;
         }
         Ok(())
     }
 
     /// A column per anchor and tag.
-    fn read_wide(&mut self, table: &Table, map: &SiteMap) -> Result<(), InputError> {
+    fn read_wide(
+        &mut self,
+        table: &Table,
+        map: &SiteMap,
+        quantity: Quantity,
+    ) -> Result<(), InputError> {
         let (time, per) = table.time_column();
         let mut columns: Vec<(usize, u16, u16, f64)> = Vec::new();
         match &table.head {
@@ -156,7 +185,13 @@ impl Ranges {
                         continue;
                     }
                     match place_of(name) {
-                        Some((anchor, tag)) => columns.push((at, anchor, tag, unit(name).1)),
+                        Some((anchor, tag)) => {
+                            let factor = match quantity {
+                                Quantity::Range => unit(name).1,
+                                Quantity::Power => 1.0,
+                            };
+                            columns.push((at, anchor, tag, factor));
+                        }
                         None if written.is_empty() => {}
                         None => unused.push(written.clone()),
                     }
@@ -209,14 +244,20 @@ impl Ranges {
                     anchor,
                     range_m,
                 };
-                self.push(table, row, sample)?;
+                self.push(table, row, sample, quantity)?;
             }
         }
         Ok(())
     }
 
-    fn push(&mut self, table: &Table, row: usize, sample: Sample) -> Result<(), InputError> {
-        if sample.range_m > LONGEST_M {
+    fn push(
+        &mut self,
+        table: &Table,
+        row: usize,
+        sample: Sample,
+        quantity: Quantity,
+    ) -> Result<(), InputError> {
+        if quantity == Quantity::Range && sample.range_m > LONGEST_M {
             let line = table.rows.get(row).map_or(1, |(line, _)| *line);
             let what = format!(
                 "a range of {} m is no range; name the column's unit (for example a1-t0_mm) or empty the field",

@@ -5,12 +5,12 @@
 use std::path::{Path, PathBuf};
 
 use helio_battery::{CellData, CellExtra, CellParams};
+use helio_locate::SiteMap;
 use helio_master::map::MapAnchor;
 use helio_units::NodeId;
 use serde::Deserialize;
-use toml::Spanned;
 
-use crate::scenario::{InputError, line_of, parse_toml, read_text};
+use crate::scenario::{InputError, parse_toml, read_text};
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -406,123 +406,63 @@ pub fn load_current(file: &Path) -> Result<(Vec<f64>, Vec<f64>), InputError> {
     Ok((time_s, current_a))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MapFile {
-    version: Option<u32>,
-    #[allow(dead_code, reason = "for people")]
-    name: Option<String>,
-    #[serde(default)]
-    anchor: Vec<Spanned<AnchorRow>>,
-    #[serde(default)]
-    recording: Option<Recording>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AnchorRow {
-    id: u16,
-    node: u8,
-    index: u8,
-    x_mm: i32,
-    y_mm: i32,
-    z_mm: i32,
-    #[serde(default)]
-    bias_mm: i32,
-    #[allow(dead_code, reason = "read by tools that weigh anchors")]
-    sigma_mm: Option<f64>,
-}
-
-/// How a recording of ranges relates to its truth.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Recording {
-    /// Add to a range's time to get the time of the truth that belongs to it.
-    pub time_offset_s: f64,
-    /// Place of each tag on the body that the truth tracks, body frame, metres.
-    pub lever_arm_m: Vec<[f64; 3]>,
-    /// Order of the truth's quaternion columns: `xyzw` or `wxyz`.
-    pub quaternion: String,
-    /// Height at which the tags move; without it positions are three-dimensional.
-    pub tag_height_m: Option<f64>,
-}
-
 /// An anchor map file.
 #[derive(Clone, Debug)]
 pub struct MapSource {
-    /// Version, 1 when the file has none.
-    pub version: u32,
-    /// Anchors in the order of the file.
+    /// All that the file says.
+    pub site: SiteMap,
+    /// Its anchors as the master has them, by rising identity.
     pub anchors: Vec<MapAnchor>,
-    /// Only maps of recordings have this.
-    pub recording: Recording,
 }
 
-/// Reads and checks an anchor map file.
+impl From<helio_locate::InputError> for InputError {
+    fn from(e: helio_locate::InputError) -> Self {
+        Self {
+            file: e.file,
+            line: e.line,
+            what: e.what,
+        }
+    }
+}
+
+/// Reads and checks an anchor map file, TOML or CBOR. Where no anchor has a seat, each gets one of its
+/// own, in order: a recording does not know which slave ran them.
 pub fn load_map(file: &Path) -> Result<MapSource, InputError> {
-    let text = read_text(file)?;
-    let map: MapFile = parse_toml(file, &text)?;
-    if map.anchor.is_empty() {
-        let what = "the map has no [[anchor]]; give at least one".to_string();
-        return Err(InputError {
-            file: file.into(),
-            line: None,
-            what,
+    let site = SiteMap::load(file)?;
+    let wrong = |what| InputError {
+        file: file.into(),
+        line: None,
+        what,
+    };
+    let bare = site.anchors.iter().all(|a| a.seat.is_none());
+    let mm = |m: f64| (m * 1e3).round() as i32;
+    let mut anchors: Vec<MapAnchor> = Vec::new();
+    for (place, a) in (0u8..).zip(&site.anchors) {
+        let (node, index) = match a.seat {
+            Some(seat) => seat,
+            // 127 seats hold the 128 anchors of a map when each has two.
+            None if bare => (1 + place / 2, place % 2),
+            None => {
+                let what = format!(
+                    "anchor {}: node is missing; give node and index to all or none",
+                    a.id
+                );
+                return Err(wrong(what));
+            }
+        };
+        let Some(seat) = NodeId::new(node) else {
+            let what = format!("anchor {}: node is {node}; choose 1 to 127", a.id);
+            return Err(wrong(what));
+        };
+        anchors.push(MapAnchor {
+            id: a.id,
+            node: seat,
+            index,
+            position_mm: a.position_m.map(mm),
+            bias_mm: mm(a.bias_m),
         });
     }
-    let mut anchors: Vec<MapAnchor> = Vec::new();
-    for row in &map.anchor {
-        let wrong = |what| InputError {
-            file: file.into(),
-            line: Some(line_of(&text, row.span().start)),
-            what,
-        };
-        let a = row.get_ref();
-        let Some(node) = NodeId::new(a.node) else {
-            return Err(wrong(format!(
-                "anchor {}: node is {}; choose 1 to 127",
-                a.id, a.node
-            )));
-        };
-        if a.index > 15 {
-            return Err(wrong(format!(
-                "anchor {}: index is {}; a slave has anchors 0 to 15",
-                a.id, a.index
-            )));
-        }
-        let position_mm = [a.x_mm, a.y_mm, a.z_mm];
-        let anchor = MapAnchor {
-            id: a.id,
-            node,
-            index: a.index,
-            position_mm,
-            bias_mm: a.bias_mm,
-        };
-        if anchors.iter().any(|b| b.id == a.id) {
-            return Err(wrong(format!(
-                "anchor id {} stands twice; give each anchor its own",
-                a.id
-            )));
-        }
-        if anchors.iter().any(|b| b.node == node && b.index == a.index) {
-            return Err(wrong(format!(
-                "node {} index {} stands twice; give each anchor its own place",
-                a.node, a.index
-            )));
-        }
-        if anchors.len() == helio_master::map::MAX_MAP {
-            return Err(wrong(format!(
-                "a map has at most {} anchors; split it",
-                helio_master::map::MAX_MAP
-            )));
-        }
-        anchors.push(anchor);
-    }
-    Ok(MapSource {
-        version: map.version.unwrap_or(1),
-        anchors,
-        recording: map.recording.unwrap_or_default(),
-    })
+    Ok(MapSource { site, anchors })
 }
 
 #[cfg(test)]
@@ -584,7 +524,10 @@ mod tests {
         let e = load_map(&file("m1.toml", &format!("{row}{row}")))
             .expect_err("twice")
             .to_string();
-        assert!(e.contains("m1.toml:8: anchor id 1 stands twice"), "{e}");
+        assert!(
+            e.contains("m1.toml:8: anchor 1: the id stands twice"),
+            "{e}"
+        );
         let e = load_map(&file("m2.toml", &row.replace("node = 1", "node = 0")))
             .expect_err("seat")
             .to_string();

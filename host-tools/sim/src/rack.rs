@@ -828,6 +828,8 @@ impl Rack {
                 }
                 SlaveOutput::Balance(mask) => unit.group.set_bleeding(mask),
                 SlaveOutput::Light(mask) => unit.lit = mask,
+                // Ranges are simulated with their anchors known; no camera looks.
+                SlaveOutput::Identify(_) => {}
                 SlaveOutput::SampleNow if !unit.group.answers() => {}
                 SlaveOutput::SampleNow => {
                     let sample = unit.group.sample(now, load_ma);

@@ -12,8 +12,9 @@ use crate::files::{CellTrace, MapSource, load_cell, load_map};
 use crate::plant::{Group, Load, Noise, RangeTrace, Room, Sensors, distance, interpolate, seconds};
 use crate::rack::{Rack, RackPlan, SlavePlan};
 use crate::report::quantile;
-use crate::scenario::{InputError, read_text};
+use crate::scenario::InputError;
 use crate::{limits, luminaires, uid};
+use helio_locate::{Ranges, Truth};
 
 /// Estimate against truth of a replayed cell.
 #[derive(Clone, Debug, Serialize)]
@@ -271,20 +272,13 @@ pub struct PositionReplay<'a> {
     pub height_mm: Option<i32>,
 }
 
-/// Motion of the body that carries the tags.
-struct Truth {
-    time_s: Vec<f64>,
-    position_m: [Vec<f64>; 3],
-    /// Rotates body to room, x, y, z, w.
-    attitude: Option<[Vec<f64>; 4]>,
-}
-
 impl PositionReplay<'_> {
     /// Runs it; `progress` hears virtual seconds and the length of the recording.
     pub fn run(&self, mut progress: impl FnMut(f64, f64)) -> Result<PositionReport, InputError> {
         let map = load_map(self.map)?;
         let (start_s, traces) = load_ranges(self.ranges, &map)?;
-        let truth = Truth::load(self.truth, &map)?;
+        let recording = &map.site.recording;
+        let truth = Truth::load(self.truth, &recording.quaternion)?;
         let end_s = traces
             .iter()
             .filter_map(|t| t.time_s.last())
@@ -352,24 +346,19 @@ impl PositionReplay<'_> {
             tags: tags as u16,
             tag_height_mm: self
                 .height_mm
-                .or(map.recording.tag_height_m.map(|m| (m * 1e3) as i32)),
-            range_sigma_mm: 100,
+                .or(recording.tag_height_m.map(|m| (m * 1e3) as i32)),
+            range_sigma_mm: sigma_mm(&map),
         };
         let mut rack = Rack::new(plan, Vec::new());
         run(&mut rack, end_s, &mut progress);
 
         let reports = (0..tags as u16).filter_map(|tag| {
-            let lever = map
-                .recording
-                .lever_arm_m
-                .get(usize::from(tag))
-                .copied()
-                .unwrap_or_default();
+            let lever = map.site.lever(tag);
             let mine = rack.fixes().iter().filter(|f| f.tag == TagId(tag));
             let mut errors: Vec<f64> = mine
                 .filter_map(|fix| {
-                    let t = start_s + seconds(fix.at) + map.recording.time_offset_s;
-                    let [x, y, _] = truth.at(t, lever)?;
+                    let t = start_s + seconds(fix.at) + recording.time_offset_s;
+                    let [x, y, _] = truth.at(tag, t)?.point(lever).into();
                     let [ex, ey, _] = fix.position_m;
                     Some(distance([x, y, 0.0], [ex, ey, 0.0]) * 1e3)
                 })
@@ -415,281 +404,55 @@ fn run(rack: &mut Rack, end_s: f64, progress: &mut impl FnMut(f64, f64)) {
     }
 }
 
-/// Seconds of a field that is a number or `YYYY-MM-DD hh:mm:ss[.fff]` (of the day then, plus whole
-/// days since 1970, so that a recording may cross midnight).
-fn time_field(field: &str) -> Option<f64> {
-    let field = field.trim();
-    if let Ok(seconds) = field.parse() {
-        return Some(seconds);
-    }
-    let (date, time) = field.split_once([' ', 'T'])?;
-    let mut date = date.splitn(3, '-').map(|p| p.parse::<i64>().ok());
-    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
-    let mut time = time
-        .trim_end_matches('Z')
-        .splitn(3, ':')
-        .map(|p| p.parse::<f64>().ok());
-    let (hour, minute, second) = (time.next()??, time.next()??, time.next()??);
-    // Days from civil (Hinnant 2013), for the Gregorian calendar.
-    let y = if month <= 2 { year - 1 } else { year };
-    let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
-    let era = y.div_euclid(400);
-    let year_of_era = y.rem_euclid(400);
-    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100
-        + day_of_year
-        - 719_468;
-    Some(days as f64 * 86_400.0 + hour * 3_600.0 + minute * 60.0 + second)
+/// 1-sigma of a range as the map tells, millimetres: the middle one of its anchors.
+fn sigma_mm(map: &MapSource) -> u32 {
+    let told = map.site.anchors.iter().filter_map(|a| a.sigma_m);
+    let mut told: Vec<f64> = told.collect();
+    quantile(&mut told, 0.5).map_or(100, |m| ((m * 1e3) as u32).max(1))
 }
 
-/// Rows of numbers behind a time, with the line they stand in.
-struct TimedRows {
-    file: std::path::PathBuf,
-    /// `None` when the file starts with numbers at once.
-    header: Option<Vec<String>>,
-    rows: Vec<(usize, f64, Vec<f64>)>,
-}
-
-impl TimedRows {
-    fn load(file: &Path) -> Result<Self, InputError> {
-        let text = read_text(file)?;
-        let wrong = |line, what: String| InputError {
-            file: file.into(),
-            line: Some(line),
-            what,
-        };
-        let (mut header, mut rows) = (None, Vec::<(usize, f64, Vec<f64>)>::new());
-        for (line, text) in (1..).zip(text.lines()) {
-            if text.trim().is_empty() || text.starts_with('#') {
-                continue;
-            }
-            let mut fields = text.split(',').map(str::trim);
-            let first = fields.next().unwrap_or("");
-            let Some(time) = time_field(first) else {
-                if rows.is_empty() && header.is_none() {
-                    header = Some(text.split(',').map(|h| h.trim().to_string()).collect());
-                    continue;
-                }
-                let what =
-                    format!("\"{first}\" is no time; give seconds or YYYY-MM-DD hh:mm:ss.fff");
-                return Err(wrong(line, what));
-            };
-            let number = |field: &str| match field {
-                "" => Ok(f64::NAN),
-                _ => field.parse::<f64>().map_err(|_| {
-                    wrong(
-                        line,
-                        format!("\"{field}\" is not a number; correct or remove the row"),
-                    )
-                }),
-            };
-            let values = fields.map(number).collect::<Result<Vec<_>, _>>()?;
-            if let Some((_, before, row)) = rows.last() {
-                if time < *before {
-                    return Err(wrong(
-                        line,
-                        "the time is before that of the row above; sort the rows by time".into(),
-                    ));
-                }
-                if row.len() != values.len() {
-                    let what = format!(
-                        "the row has {} numbers where the row above has {}; correct or remove it",
-                        values.len(),
-                        row.len()
-                    );
-                    return Err(wrong(line, what));
-                }
-            }
-            rows.push((line, time, values));
-        }
-        if rows.is_empty() {
-            return Err(wrong(
-                1,
-                "there are no rows of numbers; give at least one".into(),
-            ));
-        }
-        Ok(Self {
-            file: file.into(),
-            header,
-            rows,
-        })
-    }
-}
-
-/// Ranges of each tag and the time of the first row. Columns behind the time are named
-/// `a<anchor id>-t<tag>` or, without a header, run through all anchors of the map in order, each
-/// with all tags. Metres; empty, NaN or 0 where there is none.
+/// Ranges of each tag and the time of the first one. What the map says of the tag itself is taken
+/// off here: a master knows biases of anchors only.
 fn load_ranges(file: &Path, map: &MapSource) -> Result<(f64, Vec<RangeTrace>), InputError> {
-    let rows = TimedRows::load(file)?;
-    let (first_line, start_s, width) = rows
-        .rows
-        .first()
-        .map_or((1, 0.0, 0), |(l, t, r)| (*l, *t, r.len()));
-    let wrong = |line, what| InputError {
-        file: rows.file.clone(),
-        line: Some(line),
+    let ranges = Ranges::load(file, &map.site)?;
+    let wrong = |what| InputError {
+        file: file.into(),
+        line: None,
         what,
     };
-    let anchors = map.anchors.len();
-    // Per column: place of the anchor in the map, and tag.
-    let columns: Vec<(usize, usize)> = match &rows.header {
-        Some(names) => {
-            let place = |name: &String| {
-                let (a, t) = name.strip_prefix('a')?.split_once("-t")?;
-                let id: u16 = a.parse().ok()?;
-                Some((
-                    map.anchors.iter().position(|m| m.id == id)?,
-                    t.parse().ok()?,
-                ))
-            };
-            let parse = |name| {
-                place(name).ok_or_else(|| {
-                    wrong(1, format!("column \"{name}\" is no a<anchor id>-t<tag> with an anchor of the map; rename it"))
-                })
-            };
-            names.iter().skip(1).map(parse).collect::<Result<_, _>>()?
-        }
-        None if width > 0 && width % anchors == 0 => {
-            let tags = width / anchors;
-            (0..width).map(|c| (c / tags, c % tags)).collect()
-        }
-        None => {
-            let what = format!(
-                "the rows have {width} ranges, no multiple of the map's {anchors} anchors; name the columns a<id>-t<tag>"
-            );
-            return Err(wrong(first_line, what));
-        }
-    };
-    let tags = columns.iter().map(|(_, tag)| tag + 1).max().unwrap_or(0);
+    let start_s = ranges.samples.first().map_or(0.0, |s| s.time_s);
+    let tags = ranges.tags().last().map_or(0, |t| usize::from(*t) + 1);
     if tags > 64 {
-        return Err(wrong(
-            1,
-            format!("there are {tags} tags; a master ranges up to 64"),
-        ));
+        let what = format!("there is a tag {}; a master ranges tags 0 to 63", tags - 1);
+        return Err(wrong(what));
     }
+    if let Some(far) = ranges.samples.iter().find(|s| s.range_m > 65.0) {
+        let what = format!(
+            "a range of {} m at {} s is outside 0 to 65 m, which is what the bus carries; empty it",
+            far.range_m, far.time_s
+        );
+        return Err(wrong(what));
+    }
+    // Rows of a table share their time; ranges one by one are gathered as far as an anchor comes again.
+    let rows = ranges.samples.chunk_by(|a, b| a.time_s == b.time_s).count();
+    let window_s = if ranges.samples.len() >= 2 * rows {
+        0.0
+    } else {
+        0.1
+    };
     let mut traces = vec![RangeTrace::default(); tags];
-    for (line, time, values) in &rows.rows {
-        for trace in &mut traces {
-            trace.time_s.push(time - start_s);
-            trace.range_m.push(vec![f64::NAN; anchors]);
-        }
-        for (&(anchor, tag), &metres) in columns.iter().zip(values) {
-            if metres.is_finite() && !(0.0..=65.0).contains(&metres) {
-                return Err(wrong(
-                    *line,
-                    format!("a range of {metres} m is outside 0 to 65 m; correct or empty it"),
-                ));
+    for (tag, trace) in (0u16..).zip(&mut traces) {
+        for epoch in ranges.epochs(tag, window_s) {
+            let mut row = vec![f64::NAN; map.anchors.len()];
+            for s in &epoch.samples {
+                let place = map.anchors.iter().position(|a| a.id == s.anchor);
+                if let Some(m) = place.and_then(|p| row.get_mut(p)) {
+                    *m = s.range_m - map.site.tag_bias(tag);
+                }
             }
-            if let Some(place) = traces[tag]
-                .range_m
-                .last_mut()
-                .and_then(|row| row.get_mut(anchor))
-            {
-                *place = metres;
-            }
+            trace.time_s.push(epoch.time_s() - start_s);
+            trace.range_m.push(row);
         }
     }
     Ok((start_s, traces))
-}
-
-impl Truth {
-    /// Columns: time, x, y, z in metres in the frame of the map, and where the map tells the order
-    /// of the quaternion, four more that turn the body into the room.
-    fn load(file: &Path, map: &MapSource) -> Result<Self, InputError> {
-        let rows = TimedRows::load(file)?;
-        let order = map.recording.quaternion.as_str();
-        let turns = match order {
-            "xyzw" => Some([3, 4, 5, 6]),
-            "wxyz" => Some([4, 5, 6, 3]),
-            _ => None,
-        };
-        let need = if turns.is_some() { 7 } else { 3 };
-        if let Some((line, _, row)) = rows
-            .rows
-            .iter()
-            .find(|(_, _, r)| r.len() < need || r[..need].iter().any(|v| !v.is_finite()))
-        {
-            let what = format!(
-                "the row has {} numbers behind the time; give {need}: x, y, z and what the map's quaternion order asks for",
-                row.len()
-            );
-            return Err(InputError {
-                file: file.into(),
-                line: Some(*line),
-                what,
-            });
-        }
-        let column = |c: usize| rows.rows.iter().map(|(_, _, r)| r[c]).collect::<Vec<f64>>();
-        Ok(Self {
-            time_s: rows.rows.iter().map(|(_, t, _)| *t).collect(),
-            position_m: [0, 1, 2].map(column),
-            attitude: turns.map(|t| t.map(column)),
-        })
-    }
-
-    /// Where a point of the body is; `None` outside the recording.
-    fn at(&self, t: f64, lever: [f64; 3]) -> Option<[f64; 3]> {
-        if t < *self.time_s.first()? || t > *self.time_s.last()? {
-            return None;
-        }
-        let [px, py, pz] = self
-            .position_m
-            .each_ref()
-            .map(|p| interpolate(&self.time_s, p, t));
-        let Some(attitude) = &self.attitude else {
-            return Some([px, py, pz]);
-        };
-        // Of neighbouring rows, a few milliseconds apart: the nearer one.
-        let row = self
-            .time_s
-            .partition_point(|&s| s < t)
-            .min(self.time_s.len() - 1);
-        let [x, y, z, w] = attitude.each_ref().map(|q| q[row]);
-        let [a, b, c] = lever;
-        // v' = v + 2 q x (q x v + w v)
-        let u = [
-            y * c - z * b + w * a,
-            z * a - x * c + w * b,
-            x * b - y * a + w * c,
-        ];
-        let r = [
-            y * u[2] - z * u[1],
-            z * u[0] - x * u[2],
-            x * u[1] - y * u[0],
-        ];
-        Some([
-            px + a + 2.0 * r[0],
-            py + b + 2.0 * r[1],
-            pz + c + 2.0 * r[2],
-        ])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_may_be_seconds_or_dates() {
-        assert_eq!(time_field("12.5"), Some(12.5));
-        assert_eq!(time_field("1970-01-02 00:00:01.5"), Some(86_401.5));
-        assert_eq!(
-            time_field("2022-08-15 9:42:24.766"),
-            Some(1_660_556_544.766)
-        );
-        assert_eq!(time_field("yesterday"), None);
-        assert_eq!(time_field("2022-08-15"), None);
-    }
-
-    #[test]
-    fn a_quarter_turn_about_the_vertical_carries_the_lever_arm_along() {
-        let h = std::f64::consts::FRAC_1_SQRT_2;
-        let truth = Truth {
-            time_s: vec![0.0, 1.0],
-            position_m: [vec![1.0, 1.0], vec![2.0, 2.0], vec![3.0, 3.0]],
-            attitude: Some([vec![0.0; 2], vec![0.0; 2], vec![h; 2], vec![h; 2]]),
-        };
-        let [x, y, z] = truth.at(0.5, [0.1, 0.0, 0.0]).expect("within");
-        assert!((x - 1.0).abs() < 1e-9 && (y - 2.1).abs() < 1e-9 && (z - 3.0).abs() < 1e-9);
-        assert_eq!(truth.at(1.5, [0.0; 3]), None);
-    }
 }

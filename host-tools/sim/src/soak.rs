@@ -183,7 +183,7 @@ pub fn run(plan: &Plan, progress: impl Fn(u64) + Sync) -> Report {
                     }
                     let seed = plan.seed.wrapping_add(number);
                     mine.push((seed, Trial::new(bus_of(plan, seed), seed).run()));
-                    if number % 100 == 0 {
+                    if number.is_multiple_of(100) {
                         progress(number);
                     }
                 }

@@ -155,6 +155,11 @@ impl Plant {
             sigma_mm: (140.0 + 90.0 * self.noise(tag.into(), 5).abs() + 60.0 * phase.sin()) as u32,
             anchors: 8 + (tag % 5) as u8,
             residual_mm: 70,
+            excluded: None,
+            protection_mm: None,
+            track_mm: None,
+            track_sigma_mm: None,
+            velocity_mm_s: None,
         }
     }
 

@@ -4,21 +4,26 @@ use helio_positioning::RangeObs;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+/// A seeded world.
 pub struct World {
+    /// Its chance.
     pub rng: ChaCha8Rng,
 }
 
 impl World {
+    /// With its seed.
     pub fn new(seed: u64) -> Self {
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
         }
     }
 
+    /// Between two numbers.
     pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
         self.rng.random_range(low..high)
     }
 
+    /// A whole number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         self.rng.random_range(0..n)
     }
@@ -30,10 +35,12 @@ impl World {
         (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
     }
 
+    /// In the box between two corners.
     pub fn point(&mut self, low: [f64; 3], high: [f64; 3]) -> [f64; 3] {
         std::array::from_fn(|k| self.uniform(low[k], high[k]))
     }
 
+    /// Ranges to all anchors with normal noise.
     pub fn ranges(
         &mut self,
         tag: [f64; 3],
@@ -49,6 +56,7 @@ impl World {
     }
 }
 
+/// Between two points.
 pub fn distance(a: [f64; 3], b: [f64; 3]) -> f64 {
     let squares = a.iter().zip(b).map(|(a, b)| (a - b).powi(2));
     squares.sum::<f64>().sqrt()
@@ -86,9 +94,14 @@ pub fn ceiling(columns: usize, rows: usize, pitch: f64, stagger: f64) -> Vec<[f6
     (0..columns * rows).map(place).collect()
 }
 
-/// The value that a share `p` of the values does not exceed; sorts them.
-pub fn percentile(values: &mut [f64], p: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let at = (p * (values.len() as f64 - 1.0)).round() as usize;
-    values[at]
-}
+/// Eight anchors in the corners of a 10 x 8 x 3 m room, heights uneven.
+pub const ROOM: [[f64; 3]; 8] = [
+    [0.0, 0.0, 2.9],
+    [10.0, 0.0, 2.6],
+    [10.0, 8.0, 2.8],
+    [0.0, 8.0, 2.7],
+    [0.0, 0.0, 0.3],
+    [10.0, 0.0, 0.5],
+    [10.0, 8.0, 0.2],
+    [0.0, 8.0, 0.4],
+];
