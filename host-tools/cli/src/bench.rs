@@ -1,4 +1,4 @@
-//! `helio bench`: what the bus must hold, measured in virtual time.
+//! `helio bench`: what must hold, measured in virtual time and on recordings.
 
 use std::io::{IsTerminal, Write};
 
@@ -13,6 +13,8 @@ use crate::sim::bus;
 pub enum Command {
     /// Trips, alarms, joins, dead and babbling slaves, skew, throughput: each figure beside its goal.
     Bus(BusArgs),
+    /// State of charge and of health on recordings, under sensor errors, beside other estimators: each figure beside its goal.
+    Battery(crate::bench_battery::Args),
 }
 
 /// Arguments of `helio bench bus`.
@@ -36,6 +38,7 @@ pub struct BusArgs {
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Bus(args) => run_bus(args),
+        Command::Battery(args) => crate::bench_battery::run(&args),
     }
 }
 

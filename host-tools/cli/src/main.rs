@@ -8,6 +8,7 @@
 
 mod analyse;
 mod bench;
+mod bench_battery;
 mod bridge;
 mod broker;
 mod cell;
@@ -41,7 +42,7 @@ enum Command {
     Demo(demo::Args),
     /// Run a scenario in virtual time and report.
     Sim(sim::Args),
-    /// Measure what the bus must hold, in virtual time.
+    /// Measure what bus and estimates must hold.
     #[command(subcommand)]
     Bench(bench::Command),
     /// Feed a recording to the slaves' sensors and compare the master's estimate with the truth.
