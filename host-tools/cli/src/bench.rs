@@ -1,4 +1,4 @@
-//! `helio bench`: what must hold, measured; here the bus, in virtual time.
+//! `helio bench`: what must hold, measured in virtual time and on recordings.
 
 use std::io::{IsTerminal, Write};
 
@@ -19,6 +19,8 @@ pub enum Command {
     Soak(SoakArgs),
     /// Damaged frames of every format: what controllers and checks let pass, and how often that is.
     Corruption(CorruptionArgs),
+    /// State of charge and of health on recordings, under sensor errors, beside other estimators: each figure beside its goal.
+    Battery(crate::bench_battery::Args),
 }
 
 /// Arguments of `helio bench bus`.
@@ -211,6 +213,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Positioning(args) => crate::bench_positioning::run(&args),
         Command::Soak(args) => run_soak(args),
         Command::Corruption(args) => run_corruption(&args),
+        Command::Battery(args) => crate::bench_battery::run(&args),
     }
 }
 

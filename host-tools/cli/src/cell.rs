@@ -4,7 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use helio_cellfit::bpx::Bpx;
 use helio_cellfit::fit::{About, fit};
+use helio_cellfit::plot;
 use helio_cellfit::recording::{Columns, Recording, Sign, Source, join};
 use helio_cellfit::score::{self, Counting, Estimator, Helio, PlainEkf, Score, Trial, TruthUnit};
 use helio_sim::files::load_cell;
@@ -19,6 +21,8 @@ pub enum Command {
     Fit(Fit),
     /// Follow recordings with the filter and compare with the truth
     Test(Test),
+    /// Draw what a parameter file says, as SVG: open circuit, resistances over charge and temperature, hysteresis
+    Plot(Plot),
 }
 
 /// How recordings are to be read.
@@ -70,8 +74,12 @@ impl Reading {
 #[derive(clap::Args)]
 pub struct Fit {
     /// Slow tests (C/20 or C/30), CSV, each FILE or FILE@°C; parts named …_S1, …_S2 are put together
-    #[arg(long, num_args = 1.., required = true)]
+    #[arg(long, num_args = 1.., required_unless_present = "bpx")]
     ocv: Vec<String>,
+    /// BPX file: its electrodes give the curve at rest and the capacity where there is no slow test, and what the state of
+    /// health needs; the circuit still comes from dynamic tests
+    #[arg(long)]
+    bpx: Option<PathBuf>,
     /// Dynamic tests at all temperatures, CSV, each FILE or FILE@°C
     #[arg(long, num_args = 1.., required = true)]
     dynamic: Vec<String>,
@@ -89,12 +97,26 @@ pub struct Fit {
     /// Column map of the slow tests where theirs is another
     #[arg(long)]
     ocv_columns: Option<String>,
+    /// Draw the file and what the fit leaves over into this folder, as SVG
+    #[arg(long)]
+    plots: Option<PathBuf>,
     /// State of charge at the start of the dynamic tests (default: from their soc column, else from the voltage at rest)
     #[arg(long)]
     start_soc: Option<f64>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Arguments of `helio cell plot`.
+#[derive(clap::Args)]
+pub struct Plot {
+    /// Cell parameter file
+    #[arg(long)]
+    cell: PathBuf,
+    /// Folder to draw into
+    #[arg(long)]
+    out: PathBuf,
 }
 
 /// Arguments of `helio cell test`.
@@ -197,7 +219,30 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Fit(args) => run_fit(args),
         Command::Test(args) => run_test(args),
+        Command::Plot(args) => {
+            let cell = load_cell(&args.cell)?;
+            draw(&args.out, plot::of_cell(&cell.params))
+        }
     }
+}
+
+/// Writes plots into a folder, which is made if need be.
+fn draw(
+    folder: &std::path::Path,
+    plots: impl IntoIterator<Item = (&'static str, plot::Plot)>,
+) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| {
+        BadInput::new(format!(
+            "{}: {e}; name a folder that can be written",
+            folder.display()
+        ))
+    })?;
+    for (name, plot) in plots {
+        let file = folder.join(format!("{name}.svg"));
+        write_file(&file, &plot.to_svg())?;
+        eprintln!("wrote {}", file.display());
+    }
+    Ok(())
 }
 
 fn write_file(file: &std::path::Path, text: &str) -> Result<()> {
@@ -223,7 +268,18 @@ fn run_fit(args: Fit) -> Result<()> {
         .out
         .file_stem()
         .map_or_else(|| "cell".into(), |s| s.to_string_lossy().to_string());
+    let bpx = match &args.bpx {
+        None => None,
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|e| BadInput::new(format!("{}: {e}; name a BPX file", file.display())))?;
+            let bpx =
+                Bpx::parse(&text).map_err(|e| BadInput::new(format!("{}: {e}", file.display())))?;
+            Some(bpx)
+        }
+    };
     let about = About {
+        bpx,
         name: args.name.unwrap_or(stem),
         chemistry: args.chemistry,
         start_soc: args.start_soc,
@@ -235,14 +291,23 @@ fn run_fit(args: Fit) -> Result<()> {
             .collect::<Vec<_>>()
             .join(", ")
     };
+    let curve = match &about.bpx {
+        Some(bpx) if slow.is_empty() => format!("BPX, {}", bpx.title),
+        _ => files(&slow),
+    };
     let origin = format!(
         "Made by helio cell fit.\nOCV: {}\nDynamic: {}",
-        files(&slow),
+        curve,
         files(&dynamic)
     );
     write_file(&args.out, &fitted.to_toml(&origin))?;
     // What was written must be what a master can read.
-    load_cell(&args.out)?;
+    let written = load_cell(&args.out)?;
+    if let Some(folder) = &args.plots {
+        let mut plots = plot::of_cell(&written.params);
+        plots.push(("residuals", plot::residuals(&fitted)));
+        draw(folder, plots)?;
+    }
     let text = if args.json {
         serde_json::to_string_pretty(&fitted.report)? + "\n"
     } else {

@@ -8,6 +8,7 @@
 
 mod analyse;
 mod bench;
+mod bench_battery;
 mod bench_positioning;
 mod bridge;
 mod broker;
