@@ -14,8 +14,11 @@ use helio_bus::{
 };
 use helio_units::{Duration, Instant, NodeId, Uid};
 
+/// Name of a decoder and what feeds it.
+pub type Entry = (&'static str, fn(&[u8]));
+
 /// Name and function of every entry.
-pub const ENTRIES: [(&str, fn(&[u8])); 13] = [
+pub const ENTRIES: [Entry; 13] = [
     ("can", can),
     ("rs485", rs485),
     ("segments", segments),
