@@ -63,6 +63,7 @@ fn a_slave_that_speaks_in_quarantine_is_found() {
 }
 
 #[test]
+#[ignore = "a minute: it takes two faults"]
 fn a_trip_that_waits_for_a_seat_is_found() {
     let names = found(Defect::TripNeedsSeat, 2);
     assert!(names.contains(&UNTOLD), "{names:?}");
