@@ -18,6 +18,7 @@ use cells::Monitor;
 use helio_bus::Ranges;
 use helio_slave::{MAX_ANSWER, Slave, SlaveOutput};
 use helio_units::{Duration, Instant};
+use static_cell::StaticCell;
 use zephyr::printkln;
 use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
 
