@@ -37,7 +37,6 @@ extern "C" fn rust_main() {
 }
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
-    static SLAVE: StaticCell<Slave> = StaticCell::new();
     static ANSWER: StaticCell<[u8; MAX_ANSWER]> = StaticCell::new();
     let mut parts = Peripherals::take().ok_or("started twice")?.map_err(
         |_| "an output of the heliograph,node does not start; check its GPIO or PWM controller",
@@ -54,12 +53,13 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         schedule.cycle.as_micros()
     );
     let monitor = Monitor::new(&config, &mut parts)?;
-    let slave = SLAVE.init_with(|| Slave::new(config, schedule));
+    // Not static: it is built on the stack before it could be moved anywhere.
+    let mut slave = Slave::new(config, schedule);
     let bus = Bus::start(&mut parts)?;
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph slave: no watchdog on this board");
     }
-    run(slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
+    run(&mut slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
 }
 
 fn run(
