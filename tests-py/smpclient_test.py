@@ -41,6 +41,7 @@ V1 = smphdr.Version.V1
 
 Uint = Annotated[int, Field(ge=0)]
 Uid = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Triple = Annotated[list[int], Field(min_length=3, max_length=3)]
 Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
 NodeState = Literal[
     "absent", "init", "standby", "active", "tripped", "isolated", "quarantined"
@@ -135,9 +136,9 @@ class TagRecord(Head):
     residual_mm: Uint
     excluded: Uint
     protection_mm: Uint | None = None
-    track_mm: tuple[int, int, int] | None = None
+    track_mm: Triple | None = None
     track_sigma_mm: Uint | None = None
-    velocity_mm_s: tuple[int, int, int] | None = None
+    velocity_mm_s: Triple | None = None
 
 
 class EventRecord(Head):
