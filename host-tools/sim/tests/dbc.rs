@@ -134,6 +134,6 @@ fn line(layouts: &[Layout], frame: &CanFrame, us: u64) -> String {
     let mut values: Vec<String> = values
         .filter_map(|s| Some(format!("{}={:.4}", s.name, read(layout, s, frame.data())?)))
         .collect();
-    values.sort();
+    values.sort_by(|a, b| a.split('=').next().cmp(&b.split('=').next()));
     format!("{head} {name} {}\n", values.join(" "))
 }
