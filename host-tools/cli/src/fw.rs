@@ -419,6 +419,11 @@ fn print_slots(common: &Common, slots: &[ImageState]) -> Result<()> {
         return Ok(());
     }
     writeln!(out, "{}", common.target)?;
+    write_slots(&mut out, slots)
+}
+
+/// A line for each slot, for people.
+fn write_slots(out: &mut impl Write, slots: &[ImageState]) -> Result<()> {
     for s in slots {
         let hash = short(s);
         writeln!(
@@ -673,17 +678,7 @@ fn print_reset(common: &Common, back: Option<Duration>, slots: &[ImageState]) ->
         None => writeln!(out, "{}: told to reset", common.target)?,
         Some(s) => writeln!(out, "{}: back after {s:.1} s", common.target)?,
     }
-    for s in slots {
-        let hash = short(s);
-        writeln!(
-            out,
-            "  slot {}  {:<12} {hash}  {}",
-            s.slot,
-            s.version,
-            words(s)
-        )?;
-    }
-    Ok(())
+    write_slots(&mut out, slots)
 }
 
 #[cfg(test)]
