@@ -86,6 +86,8 @@ class Pack(Strict):
     soc_ppm: Ppm | None
     soc_min_ppm: Ppm | None
     soc_max_ppm: Ppm | None
+    soh_ppm: Uint | None
+    soh_min_ppm: Uint | None
     cell_min_mv: Uint | None
     cell_max_mv: Uint | None
     temp_max_dc: int | None
@@ -123,6 +125,11 @@ class SlaveRecord(Head):
     cells_mv: list[Uint | None]
     soc_ppm: list[Ppm | None]
     temps_dc: list[int | None]
+    soh_ppm: Uint | None = None
+    soh_sigma_ppm: Uint | None = None
+    soh_min_ppm: Uint | None = None
+    resistance_ppm: Uint | None = None
+    resistance_sigma_ppm: Uint | None = None
 
 
 class TagRecord(Head):

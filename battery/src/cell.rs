@@ -738,17 +738,18 @@ impl CellParams {
 
     /// The same cell grown old: another capacity and another curve [mV] over its own state of charge, at 25 °C and without
     /// what dynamic tests show beyond it.
-    pub fn aged(&self, capacity_mah: f32, curve: impl Fn(f32) -> f32) -> Self {
-        let mut aged = self.with_capacity_mah(capacity_mah);
+    pub fn age(&mut self, capacity_mah: f32, curve: impl Fn(f32) -> f32) {
+        if capacity_mah.is_finite() && capacity_mah > 0.0 {
+            self.capacity_mah = capacity_mah;
+        }
         let mut before = 0.0f32;
-        for (k, mv) in aged.ocv_mv.iter_mut().enumerate() {
+        for (k, mv) in self.ocv_mv.iter_mut().enumerate() {
             let new = curve(k as f32 / (OCV_POINTS - 1) as f32);
             if new.is_finite() {
                 *mv = new.max(before);
             }
             before = *mv;
         }
-        aged
     }
 
     /// What dynamic tests show beyond the slow curve [mV]; 0 for a cell without.

@@ -11,7 +11,7 @@ use crate::kalman::Gaussian;
 use crate::math;
 use crate::soc::{CellState, Reading, SocFilter, SocInit};
 use crate::{MAX_CELLS, Sample};
-use helio_units::Instant;
+use helio_units::{Instant, Millivolts};
 
 const Z: usize = 0;
 const R: usize = 1;
@@ -35,10 +35,23 @@ const CAPACITY: f32 = 0.03;
 const CAPACITY_WALK: f32 = 0.001;
 /// Sigma of the distance after one full capacity has moved, beyond what the capacities explain: leakage, bleeding.
 const DRIFT: f32 = 0.005;
+/// Sigma of the distance after one second, because cells leak charge inside: a soft short is found in minutes ...
+const LEAK: f32 = 1e-5;
+/// ... and because a cell is being bled, by a resistor that this filter does not know.
+const BLED: f32 = 3e-4;
+/// Innovations are averaged over this time to notice that a cell went its own way [s].
+const LOST_S: f32 = 20.0;
+/// Mean squared innovation over its variance at which it has; 1 is normal ...
+const LOST: f32 = 3.0;
+/// ... and how far (1 sigma).
+const LOST_BY: f32 = 0.02;
 /// The voltage difference fades to 1/e over this much state of charge.
 const OFFSET_SOC: f32 = 0.5;
 /// What the dynamics leave unexplained counts as new only so often [s].
 const CORRELATION_S: f32 = 10.0;
+/// Standard deviation of the difference of two groups' means as a part of one's: one model and one current make 0.9 of the
+/// variance common to both, which leaves √(2 (1 - 0.9)).
+const OTHERS: f32 = 0.447;
 /// Temperature where no sensor says anything [°C].
 const ASSUMED_C: f32 = 25.0;
 
@@ -46,26 +59,93 @@ const ASSUMED_C: f32 = 25.0;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupFilter {
     mean: SocFilter,
-    deltas: [Gaussian<f32, N>; MAX_CELLS],
+    deltas: [Delta; MAX_CELLS],
+    round: Round,
     last: Option<(Instant, f32)>,
+}
+
+/// A cell's distance to the mean; of its symmetric covariance one triangle, because there are many.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Delta {
+    x: [f32; N],
+    p: [f32; N * (N + 1) / 2],
+    /// Running mean of squared innovation over its variance; 1 is normal.
+    strain: f32,
+}
+
+impl Delta {
+    const UNKNOWN: Self = {
+        let square = [
+            DISTANCE * DISTANCE,
+            RESISTANCE * RESISTANCE,
+            OFFSET_MV * OFFSET_MV,
+            CAPACITY * CAPACITY,
+        ];
+        let [z, r, e, q] = square;
+        Self {
+            x: [0.0; N],
+            p: [z, 0.0, 0.0, 0.0, r, 0.0, 0.0, e, 0.0, q],
+            strain: 1.0,
+        }
+    };
+
+    fn whole(&self) -> Gaussian<f32, N> {
+        let [zz, zr, ze, zq, rr, re, rq, ee, eq, qq] = self.p;
+        Gaussian {
+            x: self.x,
+            p: [
+                [zz, zr, ze, zq],
+                [zr, rr, re, rq],
+                [ze, re, ee, eq],
+                [zq, rq, eq, qq],
+            ],
+        }
+    }
+
+    fn keep(&mut self, belief: &Gaussian<f32, N>) {
+        let [
+            [zz, zr, ze, zq],
+            [_, rr, re, rq],
+            [_, _, ee, eq],
+            [_, _, _, qq],
+        ] = belief.p;
+        self.x = belief.x;
+        self.p = [zz, zr, ze, zq, rr, re, rq, ee, eq, qq];
+    }
+
+    fn variance(&self, state: usize) -> f32 {
+        let place = [0, 4, 7, 9];
+        let place = place.get(state).copied().unwrap_or(0);
+        self.p.get(place).copied().unwrap_or(0.0)
+    }
+}
+
+/// What has come of the cells since the filters took in something. A bus may bring them in pieces, each measured at
+/// another current.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Round {
+    /// Terminal voltage without the instant drop of its own current [mV]; only of cells in `measured`.
+    mv: [f32; MAX_CELLS],
+    measured: u32,
+    /// Cells that have come, measured or not.
+    came: u32,
+}
+
+impl Round {
+    const EMPTY: Self = Self {
+        mv: [0.0; MAX_CELLS],
+        measured: 0,
+        came: 0,
+    };
 }
 
 impl GroupFilter {
     /// Before the first sample; `initial` is about the mean of the cells.
-    pub fn new(initial: SocInit) -> Self {
-        let square = |x: f32| x * x;
-        let delta = Gaussian::new(
-            [0.0; N],
-            [
-                square(DISTANCE),
-                square(RESISTANCE),
-                square(OFFSET_MV),
-                square(CAPACITY),
-            ],
-        );
+    pub const fn new(initial: SocInit) -> Self {
         Self {
             mean: SocFilter::new(initial),
-            deltas: [delta; MAX_CELLS],
+            deltas: [Delta::UNKNOWN; MAX_CELLS],
+            round: Round::EMPTY,
             last: None,
         }
     }
@@ -77,8 +157,7 @@ impl GroupFilter {
 
     /// State of charge of a cell, 0 to 1.
     pub fn soc(&self, cell: usize) -> f32 {
-        let delta = self.deltas.get(cell).map_or(0.0, |d| d.x[Z]);
-        (self.mean.soc() + delta).clamp(0.0, 1.0)
+        (self.mean.soc() + self.soc_to_mean(cell)).clamp(0.0, 1.0)
     }
 
     /// Standard deviation of [`Self::soc`].
@@ -94,21 +173,30 @@ impl GroupFilter {
 
     /// Standard deviation of [`Self::soc_to_mean`].
     pub fn sigma_to_mean(&self, cell: usize) -> f32 {
-        self.deltas.get(cell).map_or(0.0, |d| math::sqrt(d.p[Z][Z]))
+        self.deltas
+            .get(cell)
+            .map_or(0.0, |d| math::sqrt(d.variance(Z)))
+    }
+
+    /// Standard deviation of the difference between a cell's state of charge and that of a cell of another group, which has the
+    /// same model and feels the same current.
+    pub fn sigma_to_others(&self, cell: usize) -> f32 {
+        let (own, mean) = (self.sigma_to_mean(cell), OTHERS * self.mean.sigma());
+        math::sqrt(own * own + mean * mean)
     }
 
     /// Resistance of a cell as a multiple of the mean's, and its standard deviation.
     pub fn resistance(&self, cell: usize) -> (f32, f32) {
         self.deltas
             .get(cell)
-            .map_or((1.0, 0.0), |d| (1.0 + d.x[R], math::sqrt(d.p[R][R])))
+            .map_or((1.0, 0.0), |d| (1.0 + d.x[R], math::sqrt(d.variance(R))))
     }
 
     /// Capacity of a cell as a multiple of the mean's, and its standard deviation. With the mean's own capacity
     /// ([`crate::HealthFilter`]) this is the cell's.
     pub fn capacity(&self, cell: usize) -> (f32, f32) {
         self.deltas.get(cell).map_or((1.0, 0.0), |d| {
-            (1.0 / (1.0 + d.x[Q]), math::sqrt(d.p[Q][Q]))
+            (1.0 / (1.0 + d.x[Q]), math::sqrt(d.variance(Q)))
         })
     }
 
@@ -116,7 +204,7 @@ impl GroupFilter {
     pub fn state(&self, params: &CellParams, cell: usize) -> Option<CellState> {
         let delta = self.deltas.get(cell)?;
         let mean = self.mean.state(params)?;
-        let [_, r, e, _] = delta.x;
+        let [_, r, _, _] = delta.x;
         Some(CellState {
             soc: self.soc(cell),
             sigma: self.sigma(cell),
@@ -124,7 +212,6 @@ impl GroupFilter {
             v2_mv: mean.v2_mv * (1.0 + r),
             v3_mv: mean.v3_mv * (1.0 + r),
             r0_scale: mean.r0_scale * (1.0 + r),
-            shift_mv: mean.shift_mv + e,
             ..mean
         })
     }
@@ -135,48 +222,108 @@ impl GroupFilter {
         let Some(current) = sample.current else {
             return;
         };
-        let (mut sum, mut n) = (0.0, 0.0);
-        for v in sample.cells().iter().flatten() {
-            sum += f32::from(v.0);
-            n += 1.0;
-        }
         let (mut temps, mut sensors) = (0.0, 0.0);
         for t in sample.temps().iter().flatten() {
             temps += f32::from(t.0) * 0.1;
             sensors += 1.0;
         }
-        if n == 0.0 {
-            return;
-        }
-        let temp_c = if sensors > 0.0 {
-            temps / sensors
-        } else {
-            ASSUMED_C
-        };
-        let reading = Reading {
+        let now_and_here = Moment {
+            now,
             ma: current.0 as f32,
+            temp_c: if sensors > 0.0 {
+                temps / sensors
+            } else {
+                ASSUMED_C
+            },
+            bled: 0,
+        };
+        let count = sample.cells().len();
+        self.handle(params, &now_and_here, count, 0, sample.cells());
+    }
+
+    /// Takes in the voltages of the cells from `first` on, measured together; the group has `count`. What comes in pieces
+    /// is one sample when all have come, or when a cell comes that was there already, because a piece is missing.
+    /// Returns what the mean cell then showed.
+    pub fn handle(
+        &mut self,
+        params: &CellParams,
+        moment: &Moment,
+        count: usize,
+        first: usize,
+        cells: &[Option<Millivolts>],
+    ) -> Option<Reading> {
+        let count = count.min(MAX_CELLS);
+        let piece = cells.len().min(count.saturating_sub(first));
+        let these = bits(first + piece) & !bits(first);
+        let mut taken = None;
+        if self.round.came & these != 0 {
+            taken = self.take(params, moment, count);
+        }
+        let drop = self.drop_mv(params, moment);
+        for ((place, cell), mv) in (first..)
+            .zip(cells)
+            .zip(self.round.mv.iter_mut().skip(first))
+            .take(piece)
+        {
+            if let Some(v) = cell {
+                *mv = f32::from(v.0) + drop;
+                self.round.measured |= 1 << place;
+            }
+        }
+        self.round.came |= these;
+        if self.round.came == bits(count) {
+            taken = self.take(params, moment, count);
+        }
+        taken
+    }
+
+    /// Voltage that this moment's current takes at once from the mean cell [mV].
+    fn drop_mv(&self, params: &CellParams, moment: &Moment) -> f32 {
+        let point = params.point(self.mean.soc(), moment.temp_c);
+        point.instant_mv(moment.ma) * self.mean.resistance().mean
+    }
+
+    /// Ends the round: the filters take in what has come, as if all had been measured at this moment's current.
+    fn take(&mut self, params: &CellParams, moment: &Moment, count: usize) -> Option<Reading> {
+        let round = core::mem::replace(&mut self.round, Round::EMPTY);
+        let drop = self.drop_mv(params, moment);
+        let (mut sum, mut n) = (0.0, 0.0);
+        for (cell, mv) in round.mv.iter().enumerate() {
+            if round.measured & 1 << cell != 0 {
+                (sum, n) = (sum + mv - drop, n + 1.0);
+            }
+        }
+        if n == 0.0 {
+            return None;
+        }
+        let &Moment {
+            now,
+            ma,
+            temp_c,
+            bled,
+        } = moment;
+        let reading = Reading {
+            ma,
             mv: sum / n,
             temp_c,
         };
         self.mean.take(params, now, reading);
-        let Some(mean) = self.mean.state(params) else {
-            return;
-        };
+        let mean = self.mean.state(params)?;
 
         let (dt, moved) = match self.last {
-            Some((last, ma)) => {
+            Some((last, before)) => {
                 let dt = now.since(last).as_secs_f32();
                 (
                     dt,
-                    0.5 * (ma + reading.ma) * dt / (3_600.0 * params.capacity_mah()),
+                    0.5 * (before + ma) * dt / (3_600.0 * params.capacity_mah()),
                 )
             }
             None => (CORRELATION_S, 0.0),
         };
         if dt == 0.0 {
-            return;
+            return None;
         }
-        self.last = Some((now, reading.ma));
+        self.last = Some((now, ma));
 
         let square = |x: f32| x * x;
         let instant = params.point(mean.soc, temp_c).instant_mv(mean.current_ma);
@@ -184,32 +331,72 @@ impl GroupFilter {
         let here = params.ocv_mv(mean.soc, temp_c);
         let fade = math::one_minus_exp(moved.abs() / OFFSET_SOC);
         let noise = square(READING_MV) + square(DYNAMICS * over) * (CORRELATION_S / dt).max(1.0);
-        for (delta, v) in self.deltas.iter_mut().zip(sample.cells()) {
-            delta.x[E] -= fade * delta.x[E];
+        for (cell, kept) in self.deltas.iter_mut().enumerate().take(count) {
+            let mut delta = kept.whole();
+            let leak = if bled & 1 << cell != 0 { BLED } else { LEAK };
             // Charge is a larger share of a smaller cell.
             delta.x[Z] -= moved * delta.x[Q];
             delta.predict(
                 &[1.0, 1.0, 1.0 - fade, 1.0],
                 &[
-                    square(DRIFT) * moved.abs(),
+                    square(DRIFT) * moved.abs() + square(leak) * dt,
                     0.0,
                     fade * (2.0 - fade) * square(OFFSET_MV),
                     square(CAPACITY_WALK) * moved.abs(),
                 ],
             );
             delta.leak(Q, &[-moved, 0.0, 0.0, 0.0]);
-            let Some(v) = v else { continue };
-            let z = (mean.soc + delta.x[Z]).clamp(0.0, 1.0);
-            let half = math::sqrt(3.0 * delta.p[Z][Z] + square(mean.sigma)).clamp(0.005, 0.3);
-            let own = params.ocv_mv(z, temp_c);
-            let (left, right) = ((z - half).max(-0.02), (z + half).min(1.02));
-            let slope = ((own - params.ocv_mv(left, temp_c)) / (z - left))
-                .min((params.ocv_mv(right, temp_c) - own) / (right - z));
-            let foreseen = own - here - delta.x[R] * over + delta.x[E];
-            let innovation = f32::from(v.0) - reading.mv - foreseen;
-            delta.update(&[slope, -over, 1.0, 0.0], innovation, noise);
+            if round.measured & 1 << cell != 0 {
+                let z = (mean.soc + delta.x[Z]).clamp(0.0, 1.0);
+                let half = math::sqrt(3.0 * delta.p[Z][Z] + square(mean.sigma)).clamp(0.005, 0.3);
+                let own = params.ocv_mv(z, temp_c);
+                let (left, right) = ((z - half).max(-0.02), (z + half).min(1.02));
+                let slope = ((own - params.ocv_mv(left, temp_c)) / (z - left))
+                    .min((params.ocv_mv(right, temp_c) - own) / (right - z));
+                let foreseen = own - here - delta.x[R] * over;
+                let mv = round.mv.get(cell).copied().unwrap_or_default() - drop;
+                let mut innovation = mv - reading.mv - foreseen;
+                let h = [slope, -over, 1.0, 0.0];
+                let surprise = innovation * innovation / (delta.project(&h).1 + noise);
+                kept.strain +=
+                    math::one_minus_exp(dt / LOST_S) * (surprise.min(50.0) - kept.strain);
+                if kept.strain > LOST {
+                    // What should not happen did: a leak, a resistor that bleeds, another cell.
+                    delta.p[Z][Z] += square(LOST_BY);
+                    kept.strain = 1.0;
+                }
+                // The flatter chord is careful with what a voltage tells, and would step too far where the curve is steep.
+                let (g, variance) = delta.project(&h);
+                let to = z + innovation * g[Z] / (variance + noise);
+                let step_mv = params.ocv_mv(to, temp_c) - own;
+                if step_mv.abs() > innovation.abs() {
+                    innovation *= (innovation / step_mv).abs();
+                }
+                // Whether the curve, which bends, or the sensor makes a difference of voltage, no sample tells.
+                delta.update_considering(E, &h, innovation, noise);
+            }
+            kept.keep(&delta);
         }
+        Some(reading)
     }
+}
+
+/// When a group was measured, at what current and how warm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moment {
+    /// When.
+    pub now: Instant,
+    /// Current, discharge positive [mA].
+    pub ma: f32,
+    /// Temperature of the cells [°C].
+    pub temp_c: f32,
+    /// Cells, bit 0 is cell 0, that are being bled.
+    pub bled: u32,
+}
+
+/// The lowest `n` bits.
+fn bits(n: usize) -> u32 {
+    1u32.checked_shl(n as u32).map_or(u32::MAX, |b| b - 1)
 }
 
 #[cfg(test)]
@@ -294,6 +481,76 @@ mod tests {
                 "cell {k}: {error} sigma {}",
                 group.sigma_to_mean(k)
             );
+        }
+    }
+
+    #[test]
+    fn a_cell_that_begins_to_leak_after_a_day_at_rest_is_found_within_minutes() {
+        let p = NMC_5000MAH;
+        let mut cells = [CellModel::new(0.7); 4];
+        let mut group = GroupFilter::new(SocInit::Voltage);
+        let (mut found, mut truth) = (None, 0.0);
+        for k in 0..90_000u64 {
+            let mut mv = [None; 4];
+            for (n, (cell, mv)) in cells.iter_mut().zip(&mut mv).enumerate() {
+                if n == 2 && k >= 86_400 {
+                    // 10 % of its charge in an hour, inside.
+                    cell.soc -= 0.1 / 3_600.0;
+                }
+                let v = cell.step(&p, Duration::from_secs(1), 0.0, 25.0);
+                *mv = Some(Millivolts((v + 0.5) as u16));
+            }
+            let moment = Moment {
+                now: Instant::from_millis(k * 1_000),
+                ma: 0.0,
+                temp_c: 25.0,
+                bled: 0,
+            };
+            group.handle(&p, &moment, 4, 0, &mv);
+            truth = cells[2].soc as f32 - 0.7;
+            if group.soc_to_mean(2) < -0.005 {
+                found.get_or_insert(k - 86_400);
+            }
+        }
+        let found = found.expect("found");
+        assert!(found < 600, "{found} s");
+        // The mean feels a quarter of it.
+        let told = group.soc_to_mean(2) * 4.0 / 3.0;
+        assert!((told - truth).abs() < 0.006, "{told} {truth}");
+    }
+
+    #[test]
+    fn pieces_measured_at_other_currents_are_one_sample_and_a_lost_piece_costs_a_round() {
+        let p = NMC_5000MAH;
+        let mut cells: [CellModel; 4] =
+            core::array::from_fn(|k| CellModel::new(0.7 + 0.02 * k as f64));
+        let mut group = GroupFilter::new(SocInit::Voltage);
+        let mut rounds = 0;
+        for k in 0..60_000u64 {
+            // One piece every 100 ms, while the current jumps from each to the next.
+            let ma = [6_000.0, -2_000.0, 0.0, 3_000.0, 1_000.0][(k % 5) as usize];
+            let first = (k % 2) as usize * 2;
+            let mut mv = [None; 4];
+            for (cell, mv) in cells.iter_mut().zip(&mut mv) {
+                let v = cell.step(&p, Duration::from_millis(100), ma, 25.0);
+                *mv = Some(Millivolts((v + 0.5) as u16));
+            }
+            if k % 7 == 3 {
+                continue;
+            }
+            let moment = Moment {
+                now: Instant::from_millis(k * 100),
+                ma,
+                temp_c: 25.0,
+                bled: 0,
+            };
+            let taken = group.handle(&p, &moment, 4, first, &mv[first..first + 2]);
+            rounds += u32::from(taken.is_some());
+        }
+        assert!((20_000..30_000).contains(&rounds), "{rounds}");
+        for (k, cell) in cells.iter().enumerate() {
+            let error = group.soc(k) - cell.soc as f32;
+            assert!(error.abs() < 0.01, "cell {k}: {error}");
         }
     }
 

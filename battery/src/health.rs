@@ -151,6 +151,25 @@ impl Modes {
         let (empty, full) = self.ends(params);
         full - empty
     }
+
+    /// The cell as it is now, of which `params` are the new one's: its capacity, and its curve over its own state of charge.
+    pub fn aged(&self, params: &CellParams) -> CellParams {
+        let mut now = *params;
+        self.age(params, &mut now);
+        now
+    }
+
+    /// [`Self::aged`] in place: `now` are the parameters of the new cell or of this cell at another age.
+    pub fn age(&self, params: &CellParams, now: &mut CellParams) {
+        let (empty, full) = self.ends(params);
+        now.age((full - empty) * params.capacity_mah(), |soc| {
+            self.mv(
+                params,
+                empty + soc * (full - empty),
+                crate::cell::OCV_TEMP_C,
+            ) - params.shift_mv(soc, crate::cell::OCV_TEMP_C)
+        });
+    }
 }
 
 /// The health of one cell, or of the mean of a group. Holds no reference to the parameters, which are those of the new cell.
@@ -279,15 +298,7 @@ impl HealthFilter {
 
     /// The cell as it is now: its capacity, and its curve over its own state of charge.
     pub fn aged(&self, params: &CellParams) -> CellParams {
-        let modes = self.modes();
-        let (empty, full) = modes.ends(params);
-        params.aged((full - empty) * params.capacity_mah(), |soc| {
-            modes.mv(
-                params,
-                empty + soc * (full - empty),
-                crate::cell::OCV_TEMP_C,
-            ) - params.shift_mv(soc, crate::cell::OCV_TEMP_C)
-        })
+        self.modes().aged(params)
     }
 
     /// Takes in one sample. `params` are the new cell's; `filter` has taken the same sample and knows what of the voltage is

@@ -104,7 +104,28 @@ impl<F: Real, const N: usize> Gaussian<F, N> {
         if s.partial_cmp(&F::ZERO) != Some(core::cmp::Ordering::Greater) {
             return;
         }
-        let k = g.map(|g| g / s);
+        self.apply(h, g, g.map(|g| g / s), innovation, r);
+    }
+
+    /// [`Self::update`] that leaves state `kept` and its variance as they are and reckons with its uncertainty all the same
+    /// (a "consider" parameter: S. F. Schmidt, *Advances in Control Systems* 3 (1966) 293).
+    #[inline]
+    pub fn update_considering(&mut self, kept: usize, h: &[F; N], innovation: F, r: F) {
+        let (g, variance) = self.project(h);
+        let s = variance + r;
+        if s.partial_cmp(&F::ZERO) != Some(core::cmp::Ordering::Greater) {
+            return;
+        }
+        let mut k = g.map(|g| g / s);
+        if let Some(k) = k.get_mut(kept) {
+            *k = F::ZERO;
+        }
+        self.apply(h, &g, k, innovation, r);
+    }
+
+    /// Joseph's form holds for any gain `k`.
+    #[inline]
+    fn apply(&mut self, h: &[F; N], g: &[F; N], k: [F; N], innovation: F, r: F) {
         for i in 0..N {
             self.x[i] = self.x[i] + k[i] * innovation;
         }
@@ -138,6 +159,21 @@ mod tests {
         g.update(&[1.0, 0.0], 5.0, 1.0);
         assert!((g.x[0] - 5.0).abs() < 1e-12 && g.x[1] == 0.0);
         assert!((g.p[0][0] - 0.8).abs() < 1e-12 && g.p[1][1] == 9.0);
+    }
+
+    #[test]
+    fn a_considered_state_stays_and_limits_what_any_number_of_measurements_can_tell() {
+        let mut g = Gaussian::<f64, 2>::new([0.0; 2], [100.0, 4.0]);
+        for _ in 0..100_000 {
+            let innovation = 3.0 - g.x[0] - g.x[1];
+            g.update_considering(1, &[1.0, 1.0], innovation, 1.0);
+        }
+        assert!((g.x[0] - 3.0).abs() < 0.01 && g.x[1] == 0.0, "{:?}", g.x);
+        assert!(
+            g.p[1][1] == 4.0 && (g.p[0][0] - 4.0).abs() < 0.01,
+            "{:?}",
+            g.p
+        );
     }
 
     #[test]

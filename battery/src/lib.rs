@@ -23,8 +23,8 @@ pub mod soc;
 
 pub use balance::{BalanceConfig, ChargeBalance};
 pub use cell::{CellData, CellError, CellExtra, CellModel, CellParams};
-pub use group::GroupFilter;
-pub use health::{Estimate, HealthFilter};
+pub use group::{GroupFilter, Moment};
+pub use health::{Estimate, HealthFilter, Modes};
 pub use soc::{CellState, Reading, SocFilter, SocInit};
 
 use helio_units::{DeciCelsius, Milliamps, Millivolts};

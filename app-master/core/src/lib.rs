@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  bus --> MasterLink --events--> Seat[n] --> Strings --orders--> MasterLink --> bus
-//!                           |        |  SocFilter per cell
+//!                           |        |  GroupFilter, HealthFilter
 //!                           |        '--> PackFigures --.
 //!                           '--> Epoch --> locate ------+--> Log --> handle_smp --> clients
 //!                                  AnchorMap -'         '
@@ -29,9 +29,9 @@ pub mod power;
 pub mod sleep;
 pub mod telemetry;
 
-use helio_battery::CellParams;
 use helio_battery::balance::{BalanceConfig, ChargeBalance};
 use helio_battery::power::PowerLimits;
+use helio_battery::{CellParams, Modes};
 use helio_bus::{
     Busy, CanFrame, CanId, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
     MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State, Station,
@@ -46,9 +46,9 @@ use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
 use locate::{Beforehand, Locator};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
-use pack::{PackFigures, PackState, Seat, StringDecision, Strings, Topology};
+use pack::{PackFigures, PackState, Params, Seat, StringDecision, Strings, Topology};
 use sleep::{Change, Seen, Sleep, SleepConfig};
-use telemetry::{Event, Log, Record, SlaveFigures, What};
+use telemetry::{Event, HealthFigures, Log, Record, SlaveFigures, What};
 
 /// What an integrator decides.
 #[derive(Clone, Debug)]
@@ -101,6 +101,8 @@ impl PackControl {
 /// The master of one bus with up to `SEATS` slaves, remembering `LOG` records.
 pub struct Master<const SEATS: usize, const LOG: usize> {
     config: MasterConfig,
+    /// The cells as they are now, by the mean of what is known of their health.
+    cell: CellParams,
     link: MasterLink,
     /// All of them, from the first input on.
     seats: heapless::Vec<Seat, SEATS>,
@@ -216,6 +218,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             counters: Counters::default(),
             tunnel: SlaveTunnel::new(),
             left: heapless::Deque::new(),
+            cell: config.cell,
             config,
         }
     }
@@ -413,6 +416,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             true => self.set_gate(now, false),
             false => self.rest(now),
         }
+    }
+
+    /// The cells' parameters as they are now, by what is known of their health.
+    pub fn cell(&self) -> &CellParams {
+        &self.cell
     }
 
     /// Whether the bus is quiet because the pack rests; see [`sleep`].
@@ -687,8 +695,41 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         first: u8,
         cells: &[Option<helio_units::Millivolts>],
     ) {
-        if let Some(seat) = self.seats.get_mut(node.index()) {
-            seat.handle_cells(now, &self.config.cell, usize::from(first), cells);
+        let params = Params {
+            new: &self.config.cell,
+            now: &self.cell,
+        };
+        let seat = self.seats.get_mut(node.index());
+        if seat.is_some_and(|s| s.handle_cells(now, params, usize::from(first), cells)) {
+            self.learn_health();
+        }
+    }
+
+    /// The cells of a pack age together: what is followed from now on is a cell of their mean health.
+    fn learn_health(&mut self) {
+        let (mut sum, mut n) = ([0.0; 3], 0.0f32);
+        for modes in self.seats.iter().filter_map(Seat::modes) {
+            let Modes {
+                lithium_lost,
+                negative_left,
+                positive_left,
+            } = modes;
+            for (sum, x) in sum
+                .iter_mut()
+                .zip([lithium_lost, negative_left, positive_left])
+            {
+                *sum += x;
+            }
+            n += 1.0;
+        }
+        let [lithium_lost, negative_left, positive_left] = sum.map(|x| x / n.max(1.0));
+        if n > 0.0 {
+            let mean = Modes {
+                lithium_lost,
+                negative_left,
+                positive_left,
+            };
+            mean.age(&self.config.cell, &mut self.cell);
         }
     }
 
@@ -745,7 +786,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             log,
             gate_wanted,
             contactors,
-            config,
+            cell,
             ..
         } = self;
         // The strings go first when the pack is switched on and last when it is switched off.
@@ -753,7 +794,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             Some(c) => (*gate_wanted || !c.is_open()) && c.allows_strings(),
             None => *gate_wanted,
         };
-        strings.update(now, seats, &config.cell, wanted, |decision| {
+        strings.update(now, seats, cell, wanted, |decision| {
             let (what, node) = match decision {
                 StringDecision::Isolated(node) => (What::Isolated, node),
                 StringDecision::Released(node) => (What::Released, node),
@@ -918,7 +959,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         };
         self.slave_cursor = place;
         if let Some(seat) = self.seats.get_mut(place) {
-            seat.update_power(&self.config.cell, &self.control.power);
+            seat.update_power(&self.cell, &self.control.power);
         }
         let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
         let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
@@ -940,6 +981,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             }),
             temp_count: seat.capabilities.temps,
             temps: seat.temps.0,
+            health: seat.health().map(HealthFigures::from),
         };
         self.log.push(now, Record::Slave(figures));
     }

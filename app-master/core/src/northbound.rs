@@ -133,6 +133,10 @@ fn pack_fields(e: &mut Body<'_>, p: &PackFigures) -> Written {
     opt_u32(e, p.soc_min_ppm)?;
     e.str("soc_max_ppm")?;
     opt_u32(e, p.soc_max_ppm)?;
+    e.str("soh_ppm")?;
+    opt_u32(e, p.soh_ppm)?;
+    e.str("soh_min_ppm")?;
+    opt_u32(e, p.soh_min_ppm)?;
     e.str("cell_min_mv")?;
     opt_mv(e, p.cell_min)?;
     e.str("cell_max_mv")?;
@@ -161,7 +165,7 @@ fn pack_fields(e: &mut Body<'_>, p: &PackFigures) -> Written {
 }
 
 /// How many pairs [`pack_fields`] writes.
-const PACK_FIELDS: u64 = 18;
+const PACK_FIELDS: u64 = 20;
 
 /// What the status answer needs of a seat.
 #[derive(Clone, Copy, Debug)]
@@ -260,6 +264,13 @@ fn slave(e: &mut Body<'_>, s: &SlaveFigures) -> Written {
     e.str("temps_dc")?.array(temps as u64)?;
     for &t in s.temps.iter().take(temps) {
         opt_dc(e, t)?;
+    }
+    if let Some(h) = &s.health {
+        e.str("soh_ppm")?.u32(h.capacity_ppm)?;
+        e.str("soh_sigma_ppm")?.u32(h.capacity_sigma_ppm)?;
+        e.str("soh_min_ppm")?.u32(h.capacity_min_ppm)?;
+        e.str("resistance_ppm")?.u32(h.resistance_ppm)?;
+        e.str("resistance_sigma_ppm")?.u32(h.resistance_sigma_ppm)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@
 
 use helio_battery::balance::{BalanceConfig, CellCharge, ChargeBalance, plan_by_charge};
 use helio_battery::power::PowerLimits;
-use helio_battery::{CellParams, SocFilter, SocInit};
+use helio_battery::{CellParams, Estimate, GroupFilter, HealthFilter, Modes, Moment, SocInit};
 use helio_bus::{
     BusKind, Capabilities, Cells, MAX_CELLS, Order, Severity, SlaveState, Summary, Temperatures,
 };
@@ -58,6 +58,10 @@ pub struct PackFigures {
     pub soc_min_ppm: Option<u32>,
     /// Highest cell's.
     pub soc_max_ppm: Option<u32>,
+    /// Capacity as a share of the new one's, mean of the slaves of which it is known, parts per million.
+    pub soh_ppm: Option<u32>,
+    /// Smallest cell's.
+    pub soh_min_ppm: Option<u32>,
     /// Lowest cell.
     pub cell_min: Option<Millivolts>,
     /// Highest cell.
@@ -98,6 +102,47 @@ pub enum PackState {
     Asleep,
 }
 
+/// Sigma of the lithium and of the active material that a device's cells have lost when it joins: it may be a new one or an old one.
+const UNKNOWN_AGE: f32 = 0.08;
+
+/// What the voltages and the current of a device have told about its cells.
+#[derive(Clone, Copy, Debug)]
+struct Charge {
+    cells: GroupFilter,
+    /// Of the mean cell.
+    health: HealthFilter,
+    /// Capacity by `health`, which costs more to read than to learn; `None` until a rest has told something.
+    capacity: Option<Estimate>,
+}
+
+impl Charge {
+    const UNKNOWN: Self = Self {
+        cells: GroupFilter::new(SocInit::Voltage),
+        health: HealthFilter::since(Modes::NEW, UNKNOWN_AGE),
+        capacity: None,
+    };
+}
+
+/// State of health of a slave's cells, as shares of the new cell's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Health {
+    /// Capacity of the mean cell.
+    pub capacity: Estimate,
+    /// Capacity of the smallest cell.
+    pub least: f32,
+    /// Series resistance of the mean cell.
+    pub resistance: Estimate,
+}
+
+/// The parameters of the cells, new and as they are now.
+#[derive(Clone, Copy, Debug)]
+pub struct Params<'a> {
+    /// As new.
+    pub new: &'a CellParams,
+    /// With the capacity and the curve that they have now.
+    pub now: &'a CellParams,
+}
+
 /// What the master knows of one seat.
 #[derive(Clone, Debug, Default)]
 pub struct Seat {
@@ -113,7 +158,7 @@ pub struct Seat {
     pub cells: Cells,
     /// Newest temperatures.
     pub temps: Temperatures,
-    filters: [Option<SocFilter>; MAX_CELLS],
+    charge: Option<Charge>,
     /// When the newest voltages came.
     seen: Option<Instant>,
     /// What its cells allow, and since when that is known.
@@ -148,17 +193,13 @@ impl Seat {
     /// A device sits down. A predecessor's charge is not its own, so the filters start anew;
     /// a device that comes back keeps them.
     pub fn join(&mut self, uid: Uid, capabilities: Capabilities) {
-        let filters = if self.uid == Some(uid) {
-            self.filters
-        } else {
-            [None; MAX_CELLS]
-        };
+        let charge = self.charge.filter(|_| self.uid == Some(uid));
         let (lost, rejected) = (self.lost, self.rejected);
         *self = Self {
             uid: Some(uid),
             present: true,
             capabilities,
-            filters,
+            charge,
             lost,
             rejected,
             ..Self::default()
@@ -170,7 +211,7 @@ impl Seat {
         let Self {
             uid,
             capabilities,
-            filters,
+            charge,
             lost,
             rejected,
             ..
@@ -178,7 +219,7 @@ impl Seat {
         *self = Self {
             uid,
             capabilities,
-            filters,
+            charge,
             lost,
             rejected,
             quarantined,
@@ -220,33 +261,64 @@ impl Seat {
         }
     }
 
-    /// New voltages of cells `first..`, measured with the current of the newest summary.
+    /// New voltages of cells `first..`, measured with the current of the newest summary. Returns whether more is known now about
+    /// the health of the cells.
     pub fn handle_cells(
         &mut self,
         now: Instant,
-        params: &CellParams,
+        params: Params<'_>,
         first: usize,
         cells: &[Option<Millivolts>],
-    ) {
-        // Without a sensor the current is unknown; the filter then rests on the voltage alone.
-        let current = self.summary.current.unwrap_or_default();
-        let temp = self.temperature();
+    ) -> bool {
         let count = usize::from(self.capabilities.cells);
         self.seen = Some(now);
-        let places = self
-            .cells
-            .0
-            .iter_mut()
-            .zip(&mut self.filters)
-            .take(count)
-            .skip(first);
-        for ((place, filter), &cell) in places.zip(cells) {
+        let places = self.cells.0.iter_mut().take(count).skip(first);
+        for (place, &cell) in places.zip(cells) {
             *place = cell;
-            let Some(v) = cell else { continue };
-            filter
-                .get_or_insert_with(|| SocFilter::new(SocInit::Voltage))
-                .update(params, now, current, v, temp);
         }
+        let moment = Moment {
+            now,
+            // Without a sensor the current is unknown; the filter then rests on the voltage alone.
+            ma: self.summary.current.unwrap_or_default().0 as f32,
+            temp_c: f32::from(self.temperature().0) * 0.1,
+            bled: if self.summary.balancing {
+                self.balance_mask
+            } else {
+                0
+            },
+        };
+        let Charge {
+            cells: group,
+            health,
+            capacity,
+        } = self.charge.get_or_insert(Charge::UNKNOWN);
+        let Some(reading) = group.handle(params.now, &moment, count, first, cells) else {
+            return false;
+        };
+        let told = health.take(params.new, now, reading, group.mean(), params.now);
+        if told {
+            *capacity = Some(health.capacity(params.new));
+        }
+        told
+    }
+
+    /// What has become of the electrodes of its mean cell; `None` until a rest has told something.
+    pub fn modes(&self) -> Option<Modes> {
+        let charge = self.charge.as_ref()?;
+        charge.capacity.map(|_| charge.health.modes())
+    }
+
+    /// State of health of its cells; `None` until a rest has told something.
+    pub fn health(&self) -> Option<Health> {
+        let charge = self.charge.as_ref()?;
+        let capacity = charge.capacity?;
+        let cells = 0..usize::from(self.capabilities.cells);
+        let least = cells.map(|cell| charge.cells.capacity(cell).0);
+        Some(Health {
+            capacity,
+            least: capacity.mean * least.reduce(f32::min)?,
+            resistance: charge.health.resistance(),
+        })
     }
 
     /// Whether every cell is known and the values are not old. A seat without cells has nothing to be old.
@@ -261,21 +333,11 @@ impl Seat {
     /// Reckons anew what its cells allow.
     pub fn update_power(&mut self, params: &CellParams, bounds: &PowerLimits) {
         let count = usize::from(self.capabilities.cells).min(MAX_CELLS);
-        let filters = self.filters.iter().take(count).flatten();
-        let (mut emptiest, mut fullest) = (None::<&SocFilter>, None::<&SocFilter>);
-        for filter in filters {
-            let less = |a: f32, b: Option<f32>| b.is_none_or(|b| a < b);
-            let (low, high) = (
-                |f: &SocFilter| f.soc() - 2.0 * f.sigma(),
-                |f: &SocFilter| -(f.soc() + 2.0 * f.sigma()),
-            );
-            if less(low(filter), emptiest.map(low)) {
-                emptiest = Some(filter);
-            }
-            if less(high(filter), fullest.map(high)) {
-                fullest = Some(filter);
-            }
-        }
+        let group = self.charge.as_ref().map(|c| &c.cells);
+        let bound = |sign: f32| {
+            move |cell: &usize| group.map_or(0.0, |g| sign * g.soc(*cell) - 2.0 * g.sigma(*cell))
+        };
+        let lowest = |of: &dyn Fn(&usize) -> f32| (0..count).min_by(|a, b| of(a).total_cmp(&of(b)));
         // Where the voltage is an end, the state of charge may be an average one: a cell of high resistance.
         let known = |(cell, mv): (usize, &Option<Millivolts>)| Some((cell, (*mv)?));
         let cells = || {
@@ -287,9 +349,13 @@ impl Seat {
                 .filter_map(known)
         };
         let ends = [cells().min_by_key(|c| c.1), cells().max_by_key(|c| c.1)];
-        let ends = ends.map(|end| self.filters.get(end?.0)?.as_ref());
-        let weakest =
-            [emptiest, fullest, ends[0], ends[1]].map(|f| f.and_then(|f| f.state(params)));
+        let weakest = [
+            lowest(&bound(1.0)),
+            lowest(&bound(-1.0)),
+            ends[0].map(|c| c.0),
+            ends[1].map(|c| c.0),
+        ];
+        let weakest = weakest.map(|cell| group?.state(params, cell?));
         let weakest = weakest.iter().flatten().copied();
         self.power = match count {
             0 => Some(Series::NONE),
@@ -299,8 +365,9 @@ impl Seat {
 
     /// State of charge of a cell, `0..=1`, with its 1-sigma.
     pub fn soc(&self, cell: usize) -> Option<(f32, f32)> {
-        let filter = self.filters.get(cell)?.as_ref()?;
-        Some((filter.soc(), filter.sigma()))
+        let known = cell < usize::from(self.capabilities.cells).min(MAX_CELLS);
+        let group = &self.charge.as_ref().filter(|_| known)?.cells;
+        Some((group.soc(cell), group.sigma(cell)))
     }
 
     /// Its cells for balancing.
@@ -308,11 +375,11 @@ impl Seat {
         let count = usize::from(self.capabilities.cells);
         let cells = self.cells.0.iter().take(count).enumerate();
         cells.map(|(cell, mv)| {
-            let (soc, sigma) = self.soc(cell)?;
+            let group = &self.charge.as_ref()?.cells;
             Some(CellCharge {
                 mv: (*mv)?,
-                soc,
-                sigma: sigma * DIFFERENCE,
+                soc: group.soc(cell),
+                sigma: group.sigma_to_others(cell),
             })
         })
     }
@@ -347,10 +414,6 @@ impl Seat {
 
 /// Cells older than this are not known.
 const VALID: Duration = Duration::from_secs(1);
-
-/// Standard deviation of the difference of two cells' states of charge as a part of one cell's: one model and one current make
-/// 0.9 of the variance common to all, which leaves √(2 (1 - 0.9)).
-const DIFFERENCE: f32 = 0.447;
 
 /// A string in which a slave asks for derating carries this part of what it could.
 const DERATED: f32 = 0.5;
@@ -626,6 +689,7 @@ impl Strings {
             ..Default::default()
         };
         let (mut soc_sum, mut soc_n, mut soc_min, mut soc_max) = (0.0f32, 0u32, 1.0f32, 0.0f32);
+        let (mut soh_sum, mut soh_n, mut soh_min) = (0.0f32, 0u32, f32::MAX);
         let mut fault = false;
         let mut currents = [(0i64, 0i64); MAX_STRINGS];
         for (node, seat) in (1..=127).filter_map(NodeId::new).zip(seats) {
@@ -648,6 +712,14 @@ impl Strings {
                 (soc_sum, soc_n) = (soc_sum + soc, soc_n + 1);
                 (soc_min, soc_max) = (soc_min.min(soc), soc_max.max(soc));
             }
+            if let Some(health) = seat.health() {
+                (soh_sum, soh_n) = (soh_sum + health.capacity.mean, soh_n + 1);
+                soh_min = soh_min.min(health.least);
+            }
+        }
+        if soh_n > 0 {
+            f.soh_ppm = Some((soh_sum / soh_n as f32 * 1e6) as u32);
+            f.soh_min_ppm = Some((soh_min * 1e6) as u32);
         }
         if soc_n > 0 {
             f.soc_ppm = Some((soc_sum / soc_n as f32 * 1e6) as u32);
@@ -689,6 +761,10 @@ mod tests {
 
     const NOW: Instant = Instant::from_millis(1_000);
     const SETTLED: Instant = Instant::from_millis(1_500);
+    const NEW: Params<'_> = Params {
+        new: &NMC_5000MAH,
+        now: &NMC_5000MAH,
+    };
 
     fn seat(mv: u16) -> Seat {
         let mut seat = Seat::default();
@@ -699,7 +775,7 @@ mod tests {
         };
         seat.join(Uid::new(7).expect("valid"), capabilities);
         seat.summary.state = SlaveState::Standby;
-        seat.handle_cells(NOW, &NMC_5000MAH, 0, &[Some(Millivolts(mv)); 4]);
+        seat.handle_cells(NOW, NEW, 0, &[Some(Millivolts(mv)); 4]);
         seat
     }
 
@@ -782,7 +858,7 @@ mod tests {
             if old {
                 for seat in &mut seats[2..] {
                     let cells = [Some(Millivolts(3_700)); 4];
-                    seat.handle_cells(now, &NMC_5000MAH, 0, &cells);
+                    seat.handle_cells(now, NEW, 0, &cells);
                 }
             } else {
                 seats[0].summary.severity = Severity::Trip;
@@ -926,7 +1002,9 @@ mod tests {
         // One cell is nearly empty, and another shows a lower voltage although it is not: both count.
         let mut cells = [Some(Millivolts(3_900)); 4];
         cells[2] = Some(Millivolts(3_000));
-        seats[3].handle_cells(NOW + Duration::from_secs(1), &NMC_5000MAH, 0, &cells);
+        for k in 1..=20 {
+            seats[3].handle_cells(NOW + Duration::from_millis(100 * k), NEW, 0, &cells);
+        }
         seats[3].update_power(&NMC_5000MAH, &bounds);
         assert!(s.power(&seats).discharge_ma[2] < whole.discharge_ma[2]);
         // Without cells a slave limits nobody.
@@ -948,7 +1026,7 @@ mod tests {
             seat.join(Uid::new(9).expect("valid"), seat.capabilities);
             seat.summary.state = SlaveState::Standby;
             seat.temps.0[0] = Some(DeciCelsius(250));
-            seat.handle_cells(NOW, &NMC_5000MAH, 0, &[Some(Millivolts(3_900)), full, None]);
+            seat.handle_cells(NOW, NEW, 0, &[Some(Millivolts(3_900)), full, None, None]);
             seat
         };
         let (config, charge) = (BalanceConfig::default(), ChargeBalance::default());

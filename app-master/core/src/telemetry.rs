@@ -59,6 +59,36 @@ pub struct SlaveFigures {
     pub temp_count: u8,
     /// Temperatures.
     pub temps: [Option<DeciCelsius>; MAX_TEMPS],
+    /// How its cells have aged, when something is known.
+    pub health: Option<HealthFigures>,
+}
+
+/// State of health of a slave's cells, in parts per million of the new cell's; sigma is one standard deviation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthFigures {
+    /// Capacity of the mean cell ...
+    pub capacity_ppm: u32,
+    /// ... and its sigma.
+    pub capacity_sigma_ppm: u32,
+    /// Capacity of the smallest cell.
+    pub capacity_min_ppm: u32,
+    /// Series resistance of the mean cell ...
+    pub resistance_ppm: u32,
+    /// ... and its sigma.
+    pub resistance_sigma_ppm: u32,
+}
+
+impl From<crate::pack::Health> for HealthFigures {
+    fn from(h: crate::pack::Health) -> Self {
+        let ppm = |x: f32| (x * 1e6) as u32;
+        Self {
+            capacity_ppm: ppm(h.capacity.mean),
+            capacity_sigma_ppm: ppm(h.capacity.sigma),
+            capacity_min_ppm: ppm(h.least),
+            resistance_ppm: ppm(h.resistance.mean),
+            resistance_sigma_ppm: ppm(h.resistance.sigma),
+        }
+    }
 }
 
 /// One position fix in the frame of the map.

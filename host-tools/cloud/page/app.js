@@ -142,7 +142,8 @@ function showTiles() {
   put("power", both ? number(Math.abs(volts * amps) / 1000, 1) : "–", warmest);
   const soc = (v) => (v == null ? null : v / 10000);
   const [low, mean, high] = [soc(p?.soc_min_ppm), soc(p?.soc_ppm), soc(p?.soc_max_ppm)];
-  put("soc", number(mean, 1), low == null ? "" : `${number(low, 1)} to ${number(high, 1)}`);
+  const health = p?.soh_ppm == null ? "" : `, health ${number(soc(p.soh_ppm), 1)} %`;
+  put("soc", number(mean, 1), low == null ? "" : `${number(low, 1)} to ${number(high, 1)}${health}`);
   const range = tile("soc").querySelector(".range");
   range.style.visibility = low == null ? "hidden" : "";
   if (low != null) {

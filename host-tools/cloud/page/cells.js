@@ -278,6 +278,10 @@ export class Cells {
         parts.push([QUANTITIES.temperature.unit(slave.temps_dc[i] ?? NaN), ""]);
       }
       parts.push(["", `all its cells ${number(total(slave.cells_mv) / 1000, 2)} V`]);
+      if (slave.soh_ppm != null) {
+        const pct = (ppm) => number(ppm / 10000, 1);
+        parts.push(["", `health ${pct(slave.soh_ppm)} ± ${pct(2 * slave.soh_sigma_ppm)} %`]);
+      }
       parts.push(["", `${slave.state}, gate ${slave.gate_on ? "on" : "off"}${slave.balancing ? ", balancing" : ""}`]);
       parts.push(["", slave.uid]);
     } else if (this.low && this.high && this.slaves.size) {

@@ -531,6 +531,7 @@ impl Slave {
                 cells_mv: Vec::new(),
                 soc_ppm: Vec::new(),
                 temps_dc: Vec::new(),
+                health: None,
             },
             anchors: 0,
         }

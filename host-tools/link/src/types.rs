@@ -86,6 +86,12 @@ pub struct Pack {
     pub soc_min_ppm: Option<u32>,
     /// Of the fullest cell.
     pub soc_max_ppm: Option<u32>,
+    /// State of health, capacity over that of the new cells: mean of the slaves of which it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soh_ppm: Option<u32>,
+    /// Of the smallest cell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soh_min_ppm: Option<u32>,
     /// Lowest cell.
     pub cell_min_mv: Option<u16>,
     /// Highest cell.
@@ -278,6 +284,24 @@ pub struct SlaveRecord {
     pub soc_ppm: Vec<Option<u32>>,
     /// Temperatures, tenths of °C.
     pub temps_dc: Vec<Option<i16>>,
+    /// State of health of its cells, when something is known of it.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// State of health of a slave's cells, as parts per million of the new cell's; sigma is one standard deviation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Capacity of the mean cell.
+    pub soh_ppm: u32,
+    /// How sure.
+    pub soh_sigma_ppm: u32,
+    /// Capacity of the smallest cell.
+    pub soh_min_ppm: u32,
+    /// Series resistance of the mean cell.
+    pub resistance_ppm: u32,
+    /// How sure.
+    pub resistance_sigma_ppm: u32,
 }
 
 /// Position of a tag in the room frame.

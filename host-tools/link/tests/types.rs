@@ -25,14 +25,20 @@ fn both_ways(json: &str) {
 fn every_kind_has_the_documented_keys_in_json_and_in_cbor() {
     both_ways(concat!(
         r#"{"seq":1,"t_us":2,"kind":"pack","state":"degraded","voltage_mv":null,"#,
-        r#""current_ma":-3,"soc_ppm":4,"soc_min_ppm":5,"soc_max_ppm":6,"cell_min_mv":7,"#,
-        r#""cell_max_mv":8,"temp_max_dc":-9,"members":10,"expected":11,"#,
+        r#""current_ma":-3,"soc_ppm":4,"soc_min_ppm":5,"soc_max_ppm":6,"soh_ppm":20,"soh_min_ppm":21,"#,
+        r#""cell_min_mv":7,"cell_max_mv":8,"temp_max_dc":-9,"members":10,"expected":11,"#,
         r#""strings_connected":2,"load_ppm":12,"latency_max_us":13}"#
     ));
     both_ways(concat!(
         r#"{"seq":1,"t_us":2,"kind":"slave","node":3,"uid":"00000000000000ff","#,
         r#""state":"quarantined","severity":"derate","gate_on":false,"balancing":true,"#,
         r#""current_ma":null,"cells_mv":[1,null],"soc_ppm":[null,2],"temps_dc":[-400]}"#
+    ));
+    both_ways(concat!(
+        r#"{"seq":1,"t_us":2,"kind":"slave","node":3,"uid":"00000000000000ff","#,
+        r#""state":"active","severity":"none","gate_on":true,"balancing":false,"#,
+        r#""current_ma":1,"cells_mv":[1],"soc_ppm":[2],"temps_dc":[],"#,
+        r#""soh_ppm":3,"soh_sigma_ppm":4,"soh_min_ppm":5,"resistance_ppm":6,"resistance_sigma_ppm":7}"#
     ));
     both_ways(concat!(
         r#"{"seq":1,"t_us":2,"kind":"tag","tag":3,"x_mm":-4,"y_mm":5,"z_mm":6,"#,

@@ -20,8 +20,8 @@ pub mod terminals;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use helio_battery::CellParams;
 use helio_battery::protection::Limits;
+use helio_battery::{CellParams, Modes};
 use helio_bus::Capabilities;
 use helio_master::map::MapAnchor;
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, Uid};
@@ -64,7 +64,16 @@ impl World {
         };
         let slaves = usize::from(*pack.slaves.get_ref());
         let map = scenario_map(&scenario)?;
-        let params = Arc::new(cell.params);
+        let aged = Modes {
+            lithium_lost: *pack.aged.lithium_lost.get_ref(),
+            negative_left: *pack.aged.negative_left.get_ref(),
+            positive_left: *pack.aged.positive_left.get_ref(),
+        };
+        let params = Arc::new(if aged == Modes::NEW {
+            cell.params
+        } else {
+            aged.aged(&cell.params)
+        });
         let masters = *scenario.masters.get_ref();
         let racks = (1..=masters).map(|number| {
             let seed = scenario

@@ -356,6 +356,14 @@ impl Group {
         };
         cells.iter().map(|c| c.soc)
     }
+
+    /// True capacity of the cells of a modelled group.
+    pub fn true_capacity_mah(&self) -> Option<f64> {
+        match &self.cells {
+            Cells::Model { params, .. } => Some(f64::from(params.capacity_mah())),
+            Cells::Recording(_) => None,
+        }
+    }
 }
 
 fn millivolts(mv: f64) -> Option<Millivolts> {

@@ -937,6 +937,23 @@ impl Rack {
         }
     }
 
+    /// Of every slave with modelled cells of whose health something is known: estimated and true capacity, half the width of the 95 %
+    /// bounds, all in percent of the new cell's.
+    fn healths(&self) -> Vec<(f64, f64, f64)> {
+        let new = f64::from(self.plan.master.cell.capacity_mah());
+        let known = self.units.iter().filter_map(|u| {
+            let seat = self.master.seat(u.seat?)?;
+            let (told, truth) = (seat.health()?.capacity, u.group.true_capacity_mah()?);
+            let half = 1.96 * f64::from(told.sigma);
+            Some((
+                f64::from(told.mean) * 100.0,
+                truth / new * 100.0,
+                half * 100.0,
+            ))
+        });
+        known.collect()
+    }
+
     fn apply(&mut self, fault: &RackFault, begins: bool) {
         let now = self.now;
         let all = 0..self.units.len();
@@ -1128,7 +1145,13 @@ impl Rack {
             max_us: h.max_us(),
         });
         let (sum, n, max) = self.stats.soc_errors;
+        let health = self.healths();
+        let worst = |of: fn(&(f64, f64, f64)) -> f64| health.iter().map(of).reduce(f64::max);
         let estimates = Estimates {
+            soh_pct: (!health.is_empty())
+                .then(|| health.iter().map(|h| h.0).sum::<f64>() / health.len() as f64),
+            soh_max_error_pct: worst(|h| (h.0 - h.1).abs()),
+            soh_bound_pct: worst(|h| h.2),
             soc_rmse_pct: (n > 0).then(|| (sum / n as f64).sqrt()),
             soc_max_pct: (n > 0).then_some(max),
             fixes: (self.stats.errors_mm.len() + self.stats.fixes.len()) as u64,

@@ -141,6 +141,15 @@ pub struct Estimates {
     pub soc_rmse_pct: Option<f64>,
     /// Largest.
     pub soc_max_pct: Option<f64>,
+    /// Capacity over the new cell's as the master has it at the end, mean of the slaves, percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soh_pct: Option<f64>,
+    /// Largest error of a slave's, percentage points of the new cell's capacity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soh_max_error_pct: Option<f64>,
+    /// Half width of the widest 95 % bounds, percentage points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soh_bound_pct: Option<f64>,
     /// Position fixes.
     pub fixes: u64,
     /// Median horizontal error, mm.
@@ -284,6 +293,14 @@ impl Report {
                 opt(e.soc_rmse_pct, "points"),
                 opt(e.soc_max_pct, "points")
             )?;
+            if let (Some(soh), Some(error), Some(bound)) =
+                (e.soh_pct, e.soh_max_error_pct, e.soh_bound_pct)
+            {
+                writeln!(
+                    t,
+                    "  state of health: {soh:.2} %, error at most {error:.2} points, 95 % bounds at most ±{bound:.2}"
+                )?;
+            }
             if e.fixes > 0 {
                 let (p50, p95) = (opt(e.position_p50_mm, "mm"), opt(e.position_p95_mm, "mm"));
                 writeln!(

@@ -76,6 +76,8 @@ pub struct Pack {
     pub strings: Spanned<u8>,
     /// Cell parameter file; built-in NMC cell when absent.
     pub cell: Option<Spanned<PathBuf>>,
+    /// What has become of the cells' electrodes; new cells when absent.
+    pub aged: Aged,
     /// State of charge at the start, `0..=1`.
     pub soc: Spanned<f64>,
     /// 1-sigma of the cells' state of charge at the start.
@@ -106,6 +108,7 @@ impl Default for Pack {
             temps: bare(4),
             strings: bare(2),
             cell: None,
+            aged: Aged::default(),
             soc: bare(0.8),
             soc_sigma: 0.01,
             current_a: 2.0,
@@ -116,6 +119,28 @@ impl Default for Pack {
             noise_mv: 0.5,
             noise_ma: 10.0,
             crystal_ppm: 50.0,
+        }
+    }
+}
+
+/// `[pack.aged]`: the cells of the plant have aged and the master is told of new ones. Shares of the new cell.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aged {
+    /// Lithium lost, `0..=0.5`.
+    pub lithium_lost: Spanned<f32>,
+    /// Active material left at the negative electrode, `0.5..=1`.
+    pub negative_left: Spanned<f32>,
+    /// Active material left at the positive electrode, `0.5..=1`.
+    pub positive_left: Spanned<f32>,
+}
+
+impl Default for Aged {
+    fn default() -> Self {
+        Self {
+            lithium_lost: bare(0.0),
+            negative_left: bare(1.0),
+            positive_left: bare(1.0),
         }
     }
 }
@@ -509,6 +534,9 @@ impl Scenario {
         within("cells", &pack.cells, 0..=18)?;
         within("temps", &pack.temps, 0..=8)?;
         within("soc", &pack.soc, 0.0..=1.0)?;
+        within("lithium_lost", &pack.aged.lithium_lost, 0.0..=0.5)?;
+        within("negative_left", &pack.aged.negative_left, 0.5..=1.0)?;
+        within("positive_left", &pack.aged.positive_left, 0.5..=1.0)?;
         within("sample_period_ms", &pack.sample_period_ms, 1..=1000)?;
         let (slaves, strings) = (*pack.slaves.get_ref(), *pack.strings.get_ref());
         within("strings", &pack.strings, 1..=16)?;

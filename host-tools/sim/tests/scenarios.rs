@@ -420,3 +420,17 @@ fn each_sensor_fault_ends_as_the_table_says_and_stays_with_its_slave() {
         |h: &&Happening| h.node == Some(7) && (h.what == "isolated" || h.text.starts_with("trip"));
     assert!(!report.happenings.iter().any(|h| spared(&h)));
 }
+
+/// The master believes the cells new, which have lost a tenth: after six cycles it knows, and so it knows how full they are.
+#[test]
+fn partial_cycles_tell_the_health_of_aged_cells_over_the_bus() {
+    let report = run(load("aged"));
+    let e = report.racks[0].estimates;
+    let (soh, error, bound) = (
+        e.soh_pct.expect("known"),
+        e.soh_max_error_pct.expect("known"),
+        e.soh_bound_pct.expect("known"),
+    );
+    assert!(soh < 95.0, "{soh}");
+    assert!(error < bound.min(2.0), "{error} of {bound}");
+}

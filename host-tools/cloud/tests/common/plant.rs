@@ -112,6 +112,7 @@ impl Plant {
                 .map(|c| Some((self.soc(node, c, t) * 1e6) as u32))
                 .collect(),
             temps_dc: (0..8).map(|s| Some(Self::temp_dc(node, s, t))).collect(),
+            health: None,
         }
     }
 
