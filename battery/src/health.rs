@@ -449,8 +449,7 @@ impl HealthFilter {
         if ratio > 9.0 {
             r += s * (math::sqrt(ratio / 9.0) - 1.0);
         }
-        self.belief
-            .update_projected(&h, &g, variance, innovation, r);
+        self.belief.update_projected(&g, variance, innovation, r);
         let x = &mut self.belief.x;
         x[C] = x[C].clamp(-0.1, 1.2);
         x[L] = x[L].clamp(-0.1, 0.6);

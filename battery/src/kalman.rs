@@ -2,8 +2,9 @@
 //!
 //! The transition is diagonal plus one column (every state fades by itself; one state, here the current sensor's bias,
 //! leaks into the others), which a battery filter always is and which costs n² instead of n³. Measurements are scalar and
-//! use Joseph's form, which keeps the covariance positive although the gain is rounded (Bucy and Joseph 1968). Only the
-//! upper triangle is computed and then mirrored, so the covariance is symmetric to the bit.
+//! take from the covariance what they tell, and never more than Joseph's form would (Bucy and Joseph 1968), so it stays
+//! positive although numbers are rounded. Only the upper triangle is computed and then mirrored, so the covariance is
+//! symmetric to the bit.
 
 // Row and column numbers are what these formulas are made of.
 #![allow(clippy::needless_range_loop)]
@@ -21,12 +22,16 @@ pub trait Real:
 {
     /// 0.
     const ZERO: Self;
+    /// 1.
+    const ONE: Self;
 }
 impl Real for f32 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 }
 impl Real for f64 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 }
 
 /// Mean and covariance of N quantities.
@@ -53,7 +58,7 @@ impl<F: Real, const N: usize> Gaussian<F, N> {
     pub fn predict(&mut self, d: &[F; N], q: &[F; N]) {
         for i in 0..N {
             for j in i..N {
-                let v = self.p[i][j] * d[i] * d[j];
+                let v = self.p[i][j] * (d[i] * d[j]);
                 self.p[i][j] = v;
                 self.p[j][i] = v;
             }
@@ -78,12 +83,15 @@ impl<F: Real, const N: usize> Gaussian<F, N> {
     /// P h and its product with h, the variance of the scalar h·x.
     #[inline]
     pub fn project(&self, h: &[F; N]) -> ([F; N], F) {
-        let mut g = [F::ZERO; N];
-        let mut s = F::ZERO;
-        for i in 0..N {
-            for j in 0..N {
-                g[i] = g[i] + self.p[i][j] * h[j];
+        let mut g = self.p[0].map(|p| p * h[0]);
+        for j in 1..N {
+            for i in 0..N {
+                // The covariance is symmetric, and its rows lie in one piece.
+                g[i] = g[i] + self.p[j][i] * h[j];
             }
+        }
+        let mut s = h[0] * g[0];
+        for i in 1..N {
             s = s + h[i] * g[i];
         }
         (g, s)
@@ -94,17 +102,31 @@ impl<F: Real, const N: usize> Gaussian<F, N> {
     #[inline]
     pub fn update(&mut self, h: &[F; N], innovation: F, r: F) {
         let (g, variance) = self.project(h);
-        self.update_projected(h, &g, variance, innovation, r);
+        self.update_projected(&g, variance, innovation, r);
     }
 
     /// [`Self::update`] for a caller who has looked at `project(h)` before.
     #[inline]
-    pub fn update_projected(&mut self, h: &[F; N], g: &[F; N], variance: F, innovation: F, r: F) {
+    pub fn update_projected(&mut self, g: &[F; N], variance: F, innovation: F, r: F) {
         let s = variance + r;
         if s.partial_cmp(&F::ZERO) != Some(core::cmp::Ordering::Greater) {
             return;
         }
-        self.apply(h, g, g.map(|g| g / s), innovation, r);
+        let inverse = F::ONE / s;
+        let (pull, least) = (innovation * inverse, r * inverse * inverse);
+        for j in 0..N {
+            self.x[j] = self.x[j] + g[j] * pull;
+            for i in 0..=j {
+                let both = g[i] * g[j];
+                let mut v = self.p[i][j] - both * inverse;
+                // Where rounding ate what is left, Joseph's form says how little it can be: (I - k h') P (I - k h')' + k r k'.
+                if i == j && v < both * least {
+                    v = both * least;
+                }
+                self.p[i][j] = v;
+                self.p[j][i] = v;
+            }
+        }
     }
 
     /// [`Self::update`] that leaves state `kept` and its variance as they are and reckons with its uncertainty all the same
@@ -116,31 +138,26 @@ impl<F: Real, const N: usize> Gaussian<F, N> {
         if s.partial_cmp(&F::ZERO) != Some(core::cmp::Ordering::Greater) {
             return;
         }
-        let mut k = g.map(|g| g / s);
+        let inverse = F::ONE / s;
+        let mut k = g.map(|g| g * inverse);
         if let Some(k) = k.get_mut(kept) {
             *k = F::ZERO;
         }
-        self.apply(h, &g, k, innovation, r);
+        self.apply(&g, &k, innovation, s);
     }
 
-    /// Joseph's form holds for any gain `k`.
+    /// Takes in what a gain `k` makes of an innovation of variance `s`, when `g` is P h. Joseph's form, which holds for any gain:
+    /// (I - k h') P (I - k h')' + k r k', multiplied out, so that one triangle is enough.
     #[inline]
-    fn apply(&mut self, h: &[F; N], g: &[F; N], k: [F; N], innovation: F, r: F) {
+    fn apply(&mut self, g: &[F; N], k: &[F; N], innovation: F, s: F) {
         for i in 0..N {
             self.x[i] = self.x[i] + k[i] * innovation;
         }
-        // Joseph: (I - k h') P (I - k h')' + k r k'. First A = (I - k h') P, then b = A h.
-        let mut a = self.p;
-        let mut b = [F::ZERO; N];
-        for i in 0..N {
-            for j in 0..N {
-                a[i][j] = a[i][j] - k[i] * g[j];
-                b[i] = b[i] + a[i][j] * h[j];
-            }
-        }
-        for i in 0..N {
-            for j in i..N {
-                let v = a[i][j] - b[i] * k[j] + r * k[i] * k[j];
+        for j in 0..N {
+            // 0 but for rounding, or for a gain that is not the best.
+            let rest = g[j] - s * k[j];
+            for i in 0..=j {
+                let v = self.p[i][j] - g[i] * k[j] - k[i] * rest;
                 self.p[i][j] = v;
                 self.p[j][i] = v;
             }
@@ -159,6 +176,14 @@ mod tests {
         g.update(&[1.0, 0.0], 5.0, 1.0);
         assert!((g.x[0] - 5.0).abs() < 1e-12 && g.x[1] == 0.0);
         assert!((g.p[0][0] - 0.8).abs() < 1e-12 && g.p[1][1] == 9.0);
+    }
+
+    #[test]
+    fn a_reading_a_million_times_sharper_than_the_belief_leaves_its_own_variance() {
+        let mut g = Gaussian::<f32, 1>::new([0.0], [1e4]);
+        g.update(&[1.0], 1.0, 1e-8);
+        assert!((g.p[0][0] / 1e-8 - 1.0).abs() < 1e-6, "{:?}", g.p);
+        assert!((g.x[0] - 1.0).abs() < 1e-6);
     }
 
     #[test]
@@ -184,7 +209,7 @@ mod tests {
     }
 
     /// The numbers are those of PyPI's filterpy (`KalmanFilter`, Joseph's form) for the same drive; every step of a nonlinear
-    /// one is compared by `tests-py/filterpy_test.py`.
+    /// one is compared by `tests/filterpy.rs`.
     #[test]
     fn five_hundred_steps_end_where_filterpy_ends() {
         let mut g = Gaussian::<f64, 3>::new([0.0; 3], [0.01, 100.0, 100.0]);

@@ -618,8 +618,7 @@ impl SocFilter {
             // One reading never pulls harder than one at three sigma (Huber).
             r += s * (math::sqrt(ratio / 9.0) - 1.0);
         }
-        self.belief
-            .update_projected(&h, &g, variance, innovation, r);
+        self.belief.update_projected(&g, variance, innovation, r);
         let mut felt = -over * params.capacity_mah();
         for (h, f) in h.iter().zip(&self.felt) {
             felt += h * f;
