@@ -1,7 +1,8 @@
 """Makes the recorded cell traces in data/traces: what a tester would have logged, with the truth beside it.
 
 A PyBaMM single-particle model with electrolyte (SPMe) of the LG M50 21700 cell (parameter set
-of O'Regan et al. 2022, temperature dependent, lumped thermal) is driven by real drive cycles.
+of O'Regan et al. 2022, temperature dependent, lumped thermal) is driven by real drive cycles;
+two recordings come from the full model (DFN: Doyle, Fuller, Newman).
 
     python -m venv ~/heliograph-data
     ~/heliograph-data/bin/pip install -r data/requirements.txt
@@ -35,11 +36,13 @@ TEST = ("US06", 1.5, 0.18)
 FIT = ("UDDS", 2.0, 0.10)
 START_SOC = 0.90
 # Charging current allowed by ambient temperature [A]: a vehicle limits its braking so in the cold.
-REGEN_A = {40: 10.0, 25: 10.0, 0: 2.5, -10: 1.0}
+REGEN_A = {40: 10.0, 25: 10.0, 10: 5.0, 0: 2.5, -10: 1.0}
 
-RUNS = {f"us06_{t}c": (TEST, t) for t in (25, 0, -10)}
-RUNS |= {f"udds_{t}c": (FIT, t) for t in (40, 25, 0, -10)}
-RUNS |= {f"ocv_{t}c": (None, t) for t in (40, 25, 0)}
+# Name -> cycle, temperature [°C], model.
+RUNS = {f"us06_{t}c": (TEST, t, "SPMe") for t in (40, 25, 10, 0, -10)}
+RUNS |= {f"us06_dfn_{t}c": (TEST, t, "DFN") for t in (25, 0)}
+RUNS |= {f"udds_{t}c": (FIT, t, "SPMe") for t in (40, 25, 0, -10)}
+RUNS |= {f"ocv_{t}c": (None, t, "SPMe") for t in (40, 25, 0)}
 
 
 def cell(ambient_c):
@@ -61,11 +64,11 @@ def cell(ambient_c):
     return values, capacity_ah
 
 
-def model():
-    return pybamm.lithium_ion.SPMe({"thermal": "lumped"})
+def model(kind="SPMe"):
+    return getattr(pybamm.lithium_ion, kind)({"thermal": "lumped"})
 
 
-def drive(cycle_a, factor, stop_soc, ambient_c):
+def drive(cycle_a, factor, stop_soc, ambient_c, kind):
     """Repeats a cycle of 1 Hz until the cell is at `stop_soc` or at its voltage limit."""
     values, capacity_ah = cell(ambient_c)
     cycle_a = np.maximum(cycle_a * factor, -REGEN_A[ambient_c])
@@ -74,7 +77,7 @@ def drive(cycle_a, factor, stop_soc, ambient_c):
     t = np.arange(len(current), dtype=float)
     values["Current function [A]"] = pybamm.Interpolant(t, current, pybamm.t)
     solver = pybamm.IDAKLUSolver(rtol=1e-6, atol=1e-6)
-    simulation = pybamm.Simulation(model(), parameter_values=values, solver=solver)
+    simulation = pybamm.Simulation(model(kind), parameter_values=values, solver=solver)
     solution = simulation.solve(t_eval=[0, t[-1]], t_interp=t, initial_soc=START_SOC)
     rows = table(solution, t[t <= solution.t[-1]], START_SOC, capacity_ah)
     return rows[rows[:, 4] >= stop_soc]
@@ -123,12 +126,12 @@ def main():
     TRACES.mkdir(exist_ok=True)
     cycles = drive_cycles()
     for name in wanted:
-        run, ambient_c = RUNS[name]
+        run, ambient_c, kind = RUNS[name]
         if run is None:
             rows = open_circuit(ambient_c)
         else:
             cycle, factor, stop_soc = run
-            rows = drive(cycles[cycle], factor, stop_soc, ambient_c)
+            rows = drive(cycles[cycle], factor, stop_soc, ambient_c, kind)
         path = TRACES / f"lgm50_{name}.csv"
         np.savetxt(path, rows, delimiter=",", fmt=["%d", "%.3f", "%.4f", "%.2f", "%.5f"], comments="",
                    header="time_s,current_a,voltage_v,temperature_c,soc")

@@ -78,6 +78,9 @@ const NOTHING_KNOWN: f32 = 0.3;
 const TELLING: f32 = 400.0;
 /// Share of the hysteresis that an unknown past leaves open (1 sigma).
 const HYSTERESIS_START: f32 = 0.6;
+/// Shares of the end values that the pairs are taken to have at the first sample, fast to slow: the slower one is, the less it has to do
+/// with the current of this moment.
+const SEEN: [f32; 3] = [0.5, 0.3, 0.2];
 /// A voltage excludes what is more than so many sigmas away.
 const REACH: f32 = 2.5;
 /// Sigma of the state of charge as a share of the interval that is left: the interval is plus and minus two sigma.
@@ -332,7 +335,7 @@ impl SocFilter {
         self.last = now;
     }
 
-    /// The first sample. Overvoltages depend on a past that nobody saw: guess half of their end value, with as much doubt.
+    /// The first sample. Overvoltages depend on a past that nobody saw: guess a share of their end value, with much doubt.
     fn start(&mut self, params: &CellParams, reading: Reading, initial: SocInit) {
         let known = match initial {
             SocInit::Stored { soc, sigma } if soc.is_finite() && sigma.is_finite() => {
@@ -356,7 +359,12 @@ impl SocFilter {
         let at_rest = reading.ma.abs() < 0.02 * one_c;
         let unseen = if at_rest { 0.02 } else { 0.1 };
         let past = 0.5 * reading.ma.abs() + unseen * one_c;
-        self.open = [point.r1, point.r2, point.r3].map(|r| 0.5 * r * reading.ma);
+        let [share1, share2, share3] = SEEN;
+        self.open = [
+            share1 * point.r1 * reading.ma,
+            share2 * point.r2 * reading.ma,
+            share3 * point.r3 * reading.ma,
+        ];
         let past = |r: f32| square(r * past);
         self.belief = Gaussian::new(
             [
