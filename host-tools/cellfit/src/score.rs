@@ -301,6 +301,9 @@ pub struct Score {
     pub wrong_and_sure_pct: f64,
 }
 
+/// A start says nothing when the recording ends sooner after it, unless it was over by then [s].
+const DECIDED_S: f64 = 600.0;
+
 /// Runs an estimator over a recording whose truth has one value per row.
 pub fn run(
     estimator: &mut dyn Estimator,
@@ -371,11 +374,10 @@ pub fn run(
     let mut slowest = Some(0.0f64);
     for (n, (from, wrong)) in starts.iter().enumerate() {
         let until = starts.get(n + 1).map_or(end, |s| s.0);
-        // A start shortly before the end says nothing.
-        if until - from < 60.0 {
-            continue;
-        }
         slowest = if until - wrong < 2.0 {
+            if until - from < DECIDED_S {
+                continue;
+            }
             None
         } else {
             slowest.map(|s| s.max(wrong - from))
