@@ -478,6 +478,21 @@ impl<T: Real> Problem<'_, T> {
         })
     }
 
+    /// Where to start refining for the minima of `mask`: on both sides of thin anchors.
+    pub fn starts(&self, mask: u32) -> [Option<Vector3<T>>; 2] {
+        match self.start(mask, false) {
+            Err(_) => [None; 2],
+            Ok(Start {
+                x, normal: None, ..
+            }) => [Some(x), None],
+            Ok(Start {
+                x,
+                normal: Some(n),
+                depth,
+            }) => [Some(x - n * depth), Some(x + n * depth)],
+        }
+    }
+
     /// A minimum as the caller sees it.
     pub fn fix(
         &self,
