@@ -29,6 +29,9 @@ const PREAMBLE: [bool; 6] = [false, true, true, true, false, false];
 const BITS: usize = 32;
 const CRC: Crc<u16> = Crc::<u16>::new(&CRC_16_IBM_3740);
 
+/// Bytes after which whole frames end with a whole byte: four frames.
+pub const PATTERN_BYTES: usize = FRAME_CHIPS / 2;
+
 /// The endless chips of one identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LightCode {
@@ -53,6 +56,16 @@ impl LightCode {
         let at = at - PREAMBLE.len();
         let bit = self.bits >> (BITS - 1 - at / 2) & 1 == 1;
         bit == (at % 2 == 1)
+    }
+
+    /// The chips as a peripheral takes them that shifts bytes out, most significant bit first, round
+    /// and round at [`CHIP_RATE_HZ`]: four frames, so that they go on without a gap.
+    pub fn pattern(&self) -> [u8; PATTERN_BYTES] {
+        let mut pattern = [0; PATTERN_BYTES];
+        for (at, byte) in pattern.iter_mut().enumerate() {
+            *byte = (0..8).fold(0, |b, bit| b << 1 | u8::from(self.chip(8 * at + bit)));
+        }
+        pattern
     }
 }
 
@@ -150,6 +163,21 @@ mod tests {
             assert_eq!(on, FRAME_CHIPS / 2);
             let longest = chips.chunk_by(|a, b| a == b).map(<[bool]>::len).max();
             assert!(longest <= Some(4), "{id}: {longest:?}");
+        }
+    }
+
+    #[test]
+    fn shifted_out_round_and_round_the_pattern_is_the_code() {
+        for id in [0, 1, 0x5a3c, u16::MAX] {
+            let code = LightCode::new(id);
+            let bytes = code.pattern();
+            let bits = bytes
+                .iter()
+                .cycle()
+                .flat_map(|b| (0..8).rev().map(move |i| b >> i & 1));
+            for (at, bit) in bits.take(3 * 8 * PATTERN_BYTES).enumerate() {
+                assert_eq!(bit == 1, code.chip(at), "{id} {at}");
+            }
         }
     }
 

@@ -29,7 +29,7 @@ pub use calibrate::{Calibrated, Calibration};
 pub use camera::{
     BearingObs, Camera, CameraFix, MAX_PIXELS, PixelObs, Pose, locate_bearings, locate_camera,
 };
-pub use code::{CHIP_RATE_HZ, FRAME_CHIPS, FrequencyPlan, LightCode, decode_chips};
+pub use code::{CHIP_RATE_HZ, FRAME_CHIPS, FrequencyPlan, LightCode, PATTERN_BYTES, decode_chips};
 pub use diagnose::{Diagnosis, DiagnosisConfig, Finding};
 pub use integrity::{Protected, Risk, protect_2d, protect_3d};
 pub use light::{LightObs, Luminaire, locate_light};

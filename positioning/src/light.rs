@@ -28,6 +28,8 @@ pub struct Luminaire {
     pub order: f32,
     /// Received power one metre away on the axis, in the unit of the measurements.
     pub gain: f32,
+    /// Standard deviation of the logarithm of a power (0.1 is 10 %), if that was measured.
+    pub sigma_ln: Option<f32>,
 }
 
 impl Luminaire {
@@ -36,6 +38,7 @@ impl Luminaire {
         (1e-6..1e6).contains(&squares)
             && (0.0..=100.0).contains(&self.order)
             && (1e-30..1e30).contains(&self.gain)
+            && self.sigma_ln.is_none_or(|s| (1e-4..=10.0).contains(&s))
     }
 }
 

@@ -44,9 +44,12 @@ const BLOCK: usize = 8;
 const STRAIGHT: f64 = 0.3;
 /// Anchors are thin when their smallest variance is below this share of the middle one.
 const THIN: f64 = 0.15;
-/// Thin anchors tell the side by themselves when the distance from their plane is known to so
-/// many of its variances: six sigmas.
-const TOLD: f64 = 36.0;
+/// Thin anchors tell the side by themselves when the other side's chi-square is forecast to be worse
+/// by more than this: thrice [`MIRROR_CHI2`], as the forecast is that of squared ranges.
+const TOLD: f64 = 90.0;
+/// A second minimum is ruled out as if the square of the tag's distance from the anchors' plane were
+/// larger by this.
+const WIDER: f64 = 2.5;
 /// A second root whose chi-square is worse by more than this is no alternative: wrong by
 /// chance once in 10⁷ (the difference of costs `D` is normal with mean `D` and variance `4 D`).
 const MIRROR_CHI2: f64 = 30.0;
@@ -60,6 +63,15 @@ pub struct RangeObs<T> {
     pub range_m: T,
     /// Standard deviation of the distance, metres, at least 10 µm.
     pub sigma_m: T,
+}
+
+impl<T: Real> RangeObs<T> {
+    /// Fills unused places.
+    pub(crate) const NONE: Self = Self {
+        anchor_m: [T::ZERO; 3],
+        range_m: T::ZERO,
+        sigma_m: T::ZERO,
+    };
 }
 
 /// Which of two mirror images to take when flat anchors leave the choice.
@@ -466,6 +478,21 @@ impl<T: Real> Problem<'_, T> {
         })
     }
 
+    /// Where to start refining for the minima of `mask`: on both sides of thin anchors.
+    pub fn starts(&self, mask: u32) -> [Option<Vector3<T>>; 2] {
+        match self.start(mask, false) {
+            Err(_) => [None; 2],
+            Ok(Start {
+                x, normal: None, ..
+            }) => [Some(x), None],
+            Ok(Start {
+                x,
+                normal: Some(n),
+                depth,
+            }) => [Some(x - n * depth), Some(x + n * depth)],
+        }
+    }
+
     /// A minimum as the caller sees it.
     pub fn fix(
         &self,
@@ -577,10 +604,17 @@ impl<T: Real> Problem<'_, T> {
                 .ok_or(LocateError::Collinear)?
                 .solve(&(g - normal * along));
             let room = beta - inside.norm_squared();
-            // Along the normal, chi-square goes as (t² - room)² + 4 s₁ (t - t₀)²: one minimum
-            // when s₁ > room / 2. And the linear equations know t₀ to 1 / √(s₁ Σw).
-            let single = room < smallest && smallest > largest * T::of(0.01);
-            let told = room * smallest * total > T::of(TOLD);
+            // Along the normal, chi-square goes as (t² - room)² + 4 s₁ (t - t₀)², times Σw / 4;
+            // `along` is 4 s₁ t₀. Its derivative has three roots when 16 (room - 2 s₁)³ > 27 along².
+            let stretched = T::of(WIDER) * room - two * smallest;
+            let cube = T::of(16.0) * stretched * stretched * stretched;
+            let single = cube < T::of(27.0) * along * along && smallest > largest * T::of(0.01);
+            // How much worse it would be: at t = -√room, less what its own descent gains.
+            let room = room.max(zero);
+            let share = room / (room + smallest);
+            let worse = along.abs() * room.sqrt() * (one + share) / two
+                - (smallest * share * smallest + along * along / (T::of(16.0) * (room + smallest)));
+            let told = worse * total > T::of(TOLD);
             if suspicious || !(single || told) {
                 // Not into the plane itself: there the gradient across it vanishes.
                 let least = beta.abs() * T::of(1e-4) + T::of(MIN_SIGMA_M);
@@ -610,14 +644,17 @@ impl<T: Real> Problem<'_, T> {
             } else {
                 high = lambda;
             }
-            let slope = two * x.dot(&factor.solve(&x)) + T::of(0.5);
+            let bend = factor.solve(&x);
+            let slope = two * x.dot(&bend) + T::of(0.5);
             let mut next = lambda + phi / slope;
             if !(next > low && next < high) {
                 next = (low + lambda) / two;
             }
-            let close = (next - lambda).abs() <= T::of(0.03) * four * smallest;
+            let change = next - lambda;
             lambda = next;
-            if close {
+            if change.abs() <= T::of(0.03) * four * smallest {
+                // The rest to first order: dx/dλ = -(4S + λI)⁻¹ x.
+                x -= bend * change;
                 break;
             }
         }
@@ -888,6 +925,45 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// [`Problem::roots`] saves the second side where it foresees that it is no alternative.
+    #[test]
+    fn a_side_that_was_not_tried_is_none_that_would_have_been_told() {
+        let mut world = World::new(14);
+        let (mut saved, mut wrong) = (0, 0);
+        let trials = 20_000;
+        for trial in 0..trials {
+            let thickness = [1e-9, 0.005, 0.05, 0.15, 0.3, 0.6, 1.0, 1.6][trial % 8];
+            let count = 4 + trial / 8 % 5;
+            let anchors: Vec<_> = (0..count)
+                .map(|_| world.point([0.0, 0.0, 3.0 - thickness], [10.0, 8.0, 3.0 + thickness]))
+                .collect();
+            let tag = world.point([1.0, 1.0, 0.2], [9.0, 7.0, 4.0]);
+            let ranges = world.ranges(tag, &anchors, SIGMA);
+            let _ = Problem::pose(&ranges, None, &options(), |problem| {
+                let all = problem.all();
+                let (Ok(quick), Ok(both)) = (problem.roots(all, false), problem.roots(all, true))
+                else {
+                    return Ok(());
+                };
+                let (None, Some(other)) = (quick.1, both.1) else {
+                    return Ok(());
+                };
+                saved += 1;
+                let (best, worst) = if both.0.chi2 < other.chi2 {
+                    (both.0, other)
+                } else {
+                    (other, both.0)
+                };
+                // Half a sigma apart are two ends of one descent.
+                let apart = best.info.quadratic(&(best.x - worst.x)).sqrt();
+                let lost = worst.chi2 - best.chi2 < MIRROR_CHI2 && apart > 0.5;
+                wrong += usize::from(lost || quick.0.chi2 > best.chi2 + 0.01);
+                Ok(())
+            });
+        }
+        assert!(saved > trials / 20 && wrong == 0, "{wrong} of {saved}");
     }
 
     #[test]

@@ -9,12 +9,15 @@
 //!
 //! ```text
 //! map    = [payload: bytes .cbor content, crc: uint]      CRC-32/ISO-HDLC of the payload
-//! content = {0: 1,                                        format
+//! content = {0: 1 or 2,                                   format
 //!            1: uint,                                     version
 //!            2: [id, x, y, z, bias, sigma, light] ...,    anchors by rising identity, metres
 //!            ? 3: [latitude, longitude, height, bearing]} where the room is on Earth
-//! light  = null / [axis x, axis y, axis z, order, gain]
+//! light  = null / [axis x, axis y, axis z, order, gain, ? sigma of ln power]
 //! ```
+//!
+//! Format 2 is that of maps in which a luminaire has a sigma; all others are written in format 1,
+//! which readers of either age understand and whose check has not changed.
 
 use crate::light::Luminaire;
 use crate::locate::RangeObs;
@@ -24,8 +27,10 @@ use minicbor::encode::{Error as EncodeError, Write};
 use minicbor::{Decoder, Encoder};
 
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
-/// The only format there is.
-const FORMAT: u8 = 1;
+/// No luminaire has a sigma.
+const FORMAT_PLAIN: u8 = 1;
+/// At least one has.
+const FORMAT_SIGMA: u8 = 2;
 
 /// A surveyed anchor. `..Anchor::default()` keeps a literal valid when fields are added.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -244,9 +249,17 @@ impl<const N: usize> AnchorMap<N> {
         }
     }
 
+    fn format(&self) -> u8 {
+        let told = |a: &Anchor| a.light.is_some_and(|l| l.sigma_ln.is_some());
+        match self.anchors().iter().any(told) {
+            true => FORMAT_SIGMA,
+            false => FORMAT_PLAIN,
+        }
+    }
+
     fn content<W: Write>(&self, e: &mut Encoder<W>) -> Result<(), EncodeError<W::Error>> {
         e.map(3 + u64::from(self.georeference.is_some()))?;
-        e.u8(0)?.u8(FORMAT)?.u8(1)?.u32(self.version)?;
+        e.u8(0)?.u8(self.format())?.u8(1)?.u32(self.version)?;
         e.u8(2)?.array(self.len as u64)?;
         for a in self.anchors() {
             e.array(7)?.u16(a.id)?;
@@ -258,8 +271,9 @@ impl<const N: usize> AnchorMap<N> {
                     e.null()?;
                 }
                 Some(light) => {
-                    e.array(5)?;
-                    for x in light.axis.into_iter().chain([light.order, light.gain]) {
+                    e.array(5 + u64::from(light.sigma_ln.is_some()))?;
+                    let always = light.axis.into_iter().chain([light.order, light.gain]);
+                    for x in always.chain(light.sigma_ln) {
                         e.f32(x + 0.0)?;
                     }
                 }
@@ -282,7 +296,7 @@ impl<const N: usize> AnchorMap<N> {
         for _ in 0..pairs.ok_or(MapDecodeError::NotCanonical)? {
             match d.u8().map_err(malformed)? {
                 0 => match d.u8().map_err(malformed)? {
-                    FORMAT => {}
+                    FORMAT_PLAIN | FORMAT_SIGMA => {} // which of them, the comparison tells
                     other => return Err(MapDecodeError::Format(other)),
                 },
                 1 => map.version = d.u32().map_err(malformed)?,
@@ -342,13 +356,18 @@ fn decode_anchor(d: &mut Decoder<'_>) -> Result<Anchor, minicbor::decode::Error>
         d.null()?;
         return Ok(anchor);
     }
-    if d.array()? != Some(5) {
+    let entries = d.array()?;
+    if !matches!(entries, Some(5 | 6)) {
         return Err(wrong());
     }
     anchor.light = Some(Luminaire {
         axis: [d.f32()?, d.f32()?, d.f32()?],
         order: d.f32()?,
         gain: d.f32()?,
+        sigma_ln: match entries {
+            Some(6) => Some(d.f32()?),
+            _ => None,
+        },
     });
     Ok(anchor)
 }
@@ -535,6 +554,7 @@ mod tests {
             axis: [0.0, 0.0, -1.0],
             order: 1.3,
             gain: 2.5,
+            sigma_ln: None,
         });
         assert_eq!(map.insert(Anchor { light, ..anchor(7) }), Ok(()));
         map.set_georeference(Some(Georeference {
@@ -585,6 +605,59 @@ mod tests {
             AnchorMap::<8>::decode(&longer),
             Err(MapDecodeError::NotCanonical)
         );
+    }
+
+    /// Format 1 as it was written before there was another: with and without a sigma.
+    #[test]
+    fn a_sigma_of_light_makes_a_newer_format_and_older_maps_keep_their_bytes() {
+        let old = [
+            0x82, 0x58, 0x3c, 0xa3, 0, 1, 1, 9, 2, 0x81, 0x87, 7, // one anchor, 7
+            0xfa, 0x40, 0xe0, 0, 0, 0xfa, 0x3f, 0x80, 0, 0, 0xfa, 0x40, 0x20, 0,
+            0, // 7, 1, 2.5
+            0xfa, 0, 0, 0, 0, 0xfa, 0x3d, 0x4c, 0xcc, 0xcd, // no bias, 0.05
+            0x85, 0xfa, 0, 0, 0, 0, 0xfa, 0, 0, 0, 0, 0xfa, 0xbf, 0x80, 0, 0, // axis down
+            0xfa, 0x3f, 0x80, 0, 0, 0xfa, 0x40, 0, 0, 0, // order 1, gain 2
+        ];
+        let crc = CRC.checksum(&old[3..]);
+        let mut old = old.to_vec();
+        old.push(0x1a);
+        old.extend(crc.to_be_bytes());
+        let map = AnchorMap::<8>::decode(&old).expect("written before");
+        assert_eq!((map.format(), bytes(&map)), (FORMAT_PLAIN, old));
+
+        let mut map = full();
+        assert_eq!(map.format(), FORMAT_PLAIN);
+        let light = map.get(7).and_then(|a| a.light).map(|l| Luminaire {
+            sigma_ln: Some(0.08),
+            ..l
+        });
+        assert_eq!(map.insert(Anchor { light, ..anchor(7) }), Ok(()));
+        let file = bytes(&map);
+        assert_eq!(map.format(), FORMAT_SIGMA);
+        assert_eq!(AnchorMap::<8>::decode(&file), Ok(map.clone()));
+        // The same content under the other number is another spelling.
+        for (format, map) in [(FORMAT_SIGMA, full()), (FORMAT_PLAIN, map)] {
+            let mut file = bytes(&map);
+            let end = file.len() - 5;
+            let start = file.iter().position(|b| *b == 0xa4).expect("a map of four");
+            file[start + 2] = format;
+            let crc = CRC.checksum(&file[start..end]);
+            file[end + 1..].copy_from_slice(&crc.to_be_bytes());
+            assert_eq!(
+                AnchorMap::<8>::decode(&file),
+                Err(MapDecodeError::NotCanonical)
+            );
+        }
+        let bad = light.map(|l| Luminaire {
+            sigma_ln: Some(f32::NAN),
+            ..l
+        });
+        let bad = Anchor {
+            light: bad,
+            ..anchor(7)
+        };
+        let refused = AnchorMap::<1>::new(1).insert(bad);
+        assert_eq!(refused, Err(MapError::Invalid { id: 7 }));
     }
 
     #[test]

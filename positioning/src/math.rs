@@ -150,6 +150,19 @@ impl<T: Real> Sym3<T> {
         v.dot(&self.mul(v))
     }
 
+    /// The upper right half of these rows.
+    pub fn of_rows(rows: &[[T; 3]; 3]) -> Self {
+        let [[xx, xy, xz], [_, yy, yz], [_, _, zz]] = *rows;
+        Self {
+            xx,
+            xy,
+            xz,
+            yy,
+            yz,
+            zz,
+        }
+    }
+
     pub fn rows(&self) -> [[T; 3]; 3] {
         [
             [self.xx, self.xy, self.xz],
@@ -253,6 +266,20 @@ impl<T: Real> Factor3<T> {
         Vector3::new(x, y, z)
     }
 
+    /// The rows of `L`⁻¹ and the variances of what they make of a vector of this covariance: three
+    /// numbers without correlation.
+    pub fn apart(&self) -> [(Vector3<T>, T); 3] {
+        let (zero, one) = (T::zero(), T::one());
+        [
+            (Vector3::new(one, zero, zero), one / self.i0),
+            (Vector3::new(-self.l10, one, zero), one / self.i1),
+            (
+                Vector3::new(self.l10 * self.l21 - self.l20, -self.l21, one),
+                one / self.i2,
+            ),
+        ]
+    }
+
     pub fn inverse(&self) -> Sym3<T> {
         let zz = self.i2;
         let yz = -self.l21 * zz;
@@ -313,6 +340,10 @@ mod tests {
             prop_assert!((dense * factor.solve(&b) - b).norm() < 1e-8);
             let inverse = Matrix3::from_fn(|r, c| factor.inverse().rows()[r][c]);
             prop_assert!((dense * inverse - Matrix3::identity()).norm() < 1e-8);
+            let apart = factor.apart();
+            let rows = Matrix3::from_rows(&apart.map(|(row, _)| row.transpose()));
+            let variances = Matrix3::from_diagonal(&Vector3::from(apart.map(|(_, v)| v)));
+            prop_assert!((rows * dense * rows.transpose() - variances).norm() < 1e-8);
         }
     }
 

@@ -1,10 +1,11 @@
 //! Follows one tag through ranges that come one by one, at any time, from any anchor.
 //!
-//! Ranges go in through [`Tracker::handle_range`], measured changes of velocity through
+//! Ranges go in through [`Tracker::handle_range`], positions made elsewhere (a camera's pose) through
+//! [`Tracker::handle_position`], measured changes of velocity through
 //! [`Tracker::handle_increment`]; [`Tracker::at`] tells where the tag is at any time since.
 //!
 //! ```text
-//!             enough recent ranges make a robust fix
+//!             enough recent ranges make a robust fix, or a position comes
 //! Acquiring -----------------------------------------> Tracking --+ a range inside its gate:
 //!     ^                            ^                      |  ^----+ filter
 //!     |                            |  gates keep failing  |
@@ -23,7 +24,7 @@
 use crate::camera::BearingObs;
 use crate::light::LightObs;
 use crate::locate::{LocateError, MAX_OBSERVATIONS, Options, RangeObs};
-use crate::math::Real;
+use crate::math::{Real, Sym3, chi2_limit};
 use crate::robust::{FaultModel, locate_robust_2d, locate_robust_3d};
 use helio_units::{Duration, Instant};
 use nalgebra::{Matrix6, SMatrix, SVector, Vector3, Vector6};
@@ -90,7 +91,7 @@ pub enum Verdict<T> {
     Acquired,
     /// Used. `nis` is the squared innovation over its variance.
     Used {
-        /// Chi-square with one degree of freedom when the model is right.
+        /// Chi-square with one degree of freedom when the model is right; three for a position.
         nis: T,
     },
     /// Outside its gate and left out.
@@ -287,6 +288,61 @@ impl<T: Real, const N: usize> Tracker<T, N> {
         verdict
     }
 
+    /// The tag's position at `now` as something else measured it, metres, and its covariance: of a
+    /// camera's pose ([`crate::locate_camera`]) or another receiver. Starts the track when there is
+    /// none, and anew when the track has long disagreed.
+    pub fn handle_position(
+        &mut self,
+        now: Instant,
+        position_m: [T; 3],
+        covariance_m2: [[T; 3]; 3],
+    ) -> Verdict<T> {
+        self.handle_timeout(now);
+        let seen = Vector3::from(position_m);
+        let noise = Sym3::of_rows(&covariance_m2);
+        let sane = position_m.iter().all(|x| x.abs() <= T::of(1e4)); // false for NaN
+        let Some(factor) = noise.factor().filter(|_| sane) else {
+            return Verdict::Invalid;
+        };
+        let State::Tracking(mut filter) = self.state else {
+            let filter = Filter::start(now, &self.config, position_m, &covariance_m2, T::zero());
+            self.state = State::Tracking(filter);
+            return Verdict::Acquired;
+        };
+        let Some(nis) = filter.forecast(now, &self.config, &seen, &noise) else {
+            return Verdict::Invalid;
+        };
+        let verdict = if nis > chi2_limit(3, self.config.gate) {
+            filter.doubt = filter.doubt.saturating_add(1);
+            if filter.doubt > self.config.patience {
+                filter = Filter::start(now, &self.config, position_m, &covariance_m2, T::zero());
+                self.state = State::Tracking(filter);
+                return Verdict::Acquired;
+            }
+            Verdict::Gated { nis }
+        } else {
+            // The gate was that of all three together.
+            let open = TrackerConfig {
+                gate: T::infinity(),
+                ..self.config
+            };
+            for (row, variance) in factor.apart() {
+                filter.handle(now, &open, &mut self.biases, |p, _| {
+                    Some(Linear {
+                        innovation: row.dot(&(seen - p)),
+                        gradient: row,
+                        variance,
+                        slot: None,
+                        bend: T::zero(),
+                    })
+                });
+            }
+            Verdict::Used { nis }
+        };
+        self.state = State::Tracking(filter);
+        verdict
+    }
+
     /// Velocity gained since the last increment or range, m/s in the room frame, and the
     /// standard deviation of each component: an inertial sensor's output after attitude and
     /// gravity have been taken out. Replaces the random acceleration over that time.
@@ -382,11 +438,7 @@ impl<T: Real, const N: usize> Tracker<T, N> {
 
     /// Starts the track if the recent ranges agree on a position.
     fn acquire(&mut self, now: Instant) -> Verdict<T> {
-        let mut ranges = [RangeObs {
-            anchor_m: [T::zero(); 3],
-            range_m: T::zero(),
-            sigma_m: T::zero(),
-        }; MAX_OBSERVATIONS];
+        let mut ranges = [RangeObs::NONE; MAX_OBSERVATIONS];
         let mut count = 0;
         for r in self.recent.iter().flatten() {
             if now.since(r.at) <= self.config.window
@@ -438,34 +490,70 @@ impl<T: Real, const N: usize> Tracker<T, N> {
                 return Verdict::Acquiring;
             }
         }
-        let speed = self.config.speed_sigma * self.config.speed_sigma;
-        let mut filter = Filter {
-            at: now,
-            doubt: 0,
-            x: Vector6::zeros(),
-            p: Matrix6::zeros(),
-            cross: SMatrix::zeros(),
-        };
         // Ranges of the window are up to `window` old; the tag has moved on since.
         let window = T::of(f64::from(self.config.window.as_secs_f32()));
-        let moved = speed * window * window / T::of(3.0);
-        for (r, row) in fix.covariance_m2.iter().enumerate() {
-            for (c, value) in row.iter().enumerate() {
-                filter.p[(r, c)] = *value;
-            }
-            let still = self.config.accel_psd[r] <= T::zero();
-            if !still {
-                filter.p[(r, r)] += moved;
-                filter.p[(r + 3, r + 3)] = speed;
-            }
-            filter.x[r] = fix.position_m[r];
-        }
+        let moved = self.config.speed_sigma * window;
+        let moved = moved * moved / T::of(3.0);
+        let filter = Filter::start(now, &self.config, fix.position_m, &fix.covariance_m2, moved);
         self.state = State::Tracking(filter);
         Verdict::Acquired
     }
 }
 
 impl<T: Real, const N: usize> Filter<T, N> {
+    /// A tag of unknown speed at a position; `moved` widens it along the axes it moves on, m².
+    fn start(
+        now: Instant,
+        config: &TrackerConfig<T>,
+        position_m: [T; 3],
+        covariance_m2: &[[T; 3]; 3],
+        moved: T,
+    ) -> Self {
+        let mut filter = Self {
+            at: now,
+            doubt: 0,
+            x: Vector6::zeros(),
+            p: Matrix6::zeros(),
+            cross: SMatrix::zeros(),
+        };
+        for (r, row) in covariance_m2.iter().enumerate() {
+            for (c, value) in row.iter().enumerate() {
+                filter.p[(r, c)] = *value;
+            }
+            let still = config.accel_psd[r] <= T::zero();
+            if !still {
+                filter.p[(r, r)] += moved;
+                filter.p[(r + 3, r + 3)] = config.speed_sigma * config.speed_sigma;
+            }
+            filter.x[r] = position_m[r];
+        }
+        filter
+    }
+
+    /// Squared distance of a position from its forecast over their covariance, chi-square with three
+    /// degrees of freedom. `None` when it is too late, or no number.
+    fn forecast(
+        &mut self,
+        now: Instant,
+        config: &TrackerConfig<T>,
+        seen: &Vector3<T>,
+        noise: &Sym3<T>,
+    ) -> Option<T> {
+        let lag = T::of(f64::from(self.at.since(now).as_secs_f32()));
+        if lag > T::one() {
+            return None;
+        }
+        self.advance(now, config.accel_psd);
+        let p = |r: usize, c: usize| {
+            let crossed = self.p[(r + 3, c)] + self.p[(r, c + 3)];
+            self.p[(r, c)] - lag * crossed + lag * lag * self.p[(r + 3, c + 3)]
+        };
+        let spread = Sym3::of_rows(&core::array::from_fn(|r| core::array::from_fn(|c| p(r, c))));
+        let off = Vector3::from_fn(|k, _| seen[k] - self.x[k] + lag * self.x[k + 3]);
+        let factor = spread.plus(noise, T::zero()).factor()?;
+        Some(off.dot(&factor.solve(&off)))
+    }
+
     /// Moves the state to `now` with random acceleration of the given spectral density.
     fn advance(&mut self, now: Instant, psd: [T; 3]) {
         let dt = T::of(f64::from(now.since(self.at).as_secs_f32()));
@@ -590,6 +678,7 @@ impl<T: Real, const N: usize> Filter<T, N> {
 mod tests {
     use super::*;
     use crate::sample::{World, distance};
+    use nalgebra::Matrix3;
     use std::vec::Vec;
 
     const SIGMA: f64 = 0.05;
@@ -816,6 +905,75 @@ mod tests {
         tracker.handle_increment(Instant::from_millis(2_010), [1.0, 0.0, 0.0], 0.01);
         let track = tracker.at(Instant::from_millis(2_510)).expect("tracking");
         assert!((track.position_m[0] - 4.5).abs() < 0.1, "{track:?}");
+    }
+
+    #[test]
+    fn positions_alone_start_and_keep_a_track_as_sure_of_itself_as_it_may_be() {
+        let psd = [0.5, 0.5, 0.05];
+        // A camera under lamps: poor along its axis, and that axis is tilted.
+        let (u, across) = (Vector3::new(0.48, 0.6, 0.64), 0.02);
+        let covariance = Matrix3::identity() * (across * across) + u * u.transpose() * 0.01;
+        let rows = core::array::from_fn(|r| core::array::from_fn(|c| covariance[(r, c)]));
+        let (mut nis, mut nees, mut all) = (0, 0, 0);
+        for seed in 0..60 {
+            let mut walk = Walk::new(seed);
+            let mut tracker = Tracker::<f64, 0>::new(config());
+            for step in 0..300 {
+                for _ in 0..4 {
+                    walk.next(psd);
+                }
+                let w = &mut walk.world;
+                let noise = Vector3::new(w.normal(), w.normal(), w.normal()) * across
+                    + u * (0.1 * w.normal());
+                let seen = (Vector3::from(walk.position) + noise).into();
+                let verdict = tracker.handle_position(walk.now(), seen, rows);
+                if step == 0 {
+                    assert_eq!(verdict, Verdict::Acquired);
+                }
+                if step < 50 {
+                    continue;
+                }
+                all += 1;
+                if let Verdict::Used { nis: n } = verdict {
+                    nis += usize::from((0.216..9.348).contains(&n));
+                }
+                let track = tracker.at(walk.now()).expect("tracking");
+                let truth = walk.position.into_iter().chain(walk.velocity);
+                let told = track.position_m.into_iter().chain(track.velocity_m_s);
+                let e = Vector6::from_iterator(told.zip(truth).map(|(a, b)| a - b));
+                let n = e.dot(&(track.covariance.try_inverse().expect("regular") * e));
+                nees += usize::from((1.237..14.449).contains(&n));
+            }
+        }
+        let (nis, nees) = (nis as f64 / f64::from(all), nees as f64 / f64::from(all));
+        assert!((0.93..0.97).contains(&nis), "{nis}");
+        assert!((0.93..0.97).contains(&nees), "{nees}");
+    }
+
+    #[test]
+    fn a_wrong_pose_is_left_out_and_many_alike_start_the_track_anew() {
+        let mut walk = Walk::new(3);
+        let mut tracker = Tracker::<f64, 0>::new(config());
+        let rows = [[4e-4, 0.0, 0.0], [0.0, 4e-4, 0.0], [0.0, 0.0, 4e-4]];
+        for _ in 0..200 {
+            let (id, range) = walk.next([0.05; 3]);
+            tracker.handle_range(walk.now(), id, range);
+        }
+        let [x, y, z] = walk.position;
+        let there = [x + 1.5, y, z];
+        let seen = (1..=20)
+            .map(|_| tracker.handle_position(walk.now(), there, rows))
+            .take_while(|v| matches!(v, Verdict::Gated { .. }))
+            .count();
+        assert_eq!(seen, usize::from(config().patience));
+        let track = tracker.at(walk.now()).expect("tracking");
+        assert_eq!(track.position_m, there);
+        let huge = [[f64::INFINITY; 3]; 3];
+        for (position, covariance) in [([f64::NAN, y, z], rows), (there, huge)] {
+            let verdict = tracker.handle_position(walk.now(), position, covariance);
+            assert_eq!(verdict, Verdict::Invalid);
+        }
+        assert_eq!(tracker.at(walk.now()), Some(track));
     }
 
     #[test]

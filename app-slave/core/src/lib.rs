@@ -42,7 +42,7 @@ mod grid;
 mod management;
 
 pub use balance::BleedConfig;
-pub use helio_positioning::{CHIP_RATE_HZ, FRAME_CHIPS, LightCode};
+pub use helio_positioning::{CHIP_RATE_HZ, FRAME_CHIPS, LightCode, PATTERN_BYTES};
 pub use management::{DIAGNOSTICS, MAX_ANSWER};
 
 use balance::Balancer;
@@ -139,13 +139,20 @@ pub enum SlaveOutput {
     /// Let these luminaires shine and no others, bit 0 is anchor 0.
     Light(u16),
     /// Let each luminaire that shines repeat the chips of [`light_code`] of this identity and its
-    /// own number at [`CHIP_RATE_HZ`]. Until then they shine steadily.
+    /// own number at [`CHIP_RATE_HZ`] ([`light_pattern`] has them as bytes). Until then they shine
+    /// steadily.
     Identify(u16),
 }
 
 /// What luminaire `anchor` of a slave repeats for ever, given what [`SlaveOutput::Identify`] said.
 pub fn light_code(first: u16, anchor: u8) -> LightCode {
     LightCode::new(first.wrapping_add(u16::from(anchor)))
+}
+
+/// The same as bytes for a shell whose timer and DMA, or SPI, shift them out by themselves: most
+/// significant bit first, one bit a chip, [`CHIP_RATE_HZ`] of them a second, round and round.
+pub fn light_pattern(first: u16, anchor: u8) -> [u8; PATTERN_BYTES] {
+    light_code(first, anchor).pattern()
 }
 
 /// The core of one slave.

@@ -20,15 +20,8 @@ pub struct Args {
     /// CSV of the truth: time_s, x_m, y_m, z_m and the attitude where the map asks for it
     #[arg(long)]
     truth: Option<PathBuf>,
-    /// Only this tag
-    #[arg(long)]
-    tag: Option<u16>,
-    /// Known height of the tags in metres (default: the map's tag_height_m, else 3D)
-    #[arg(long, allow_hyphen_values = true, conflicts_with = "three_d")]
-    height_m: Option<f64>,
-    /// Three dimensions even if the map has a tag_height_m
-    #[arg(long = "3d")]
-    three_d: bool,
+    #[command(flatten)]
+    tags: Tags,
     /// Anchors hang below the tags (by default above)
     #[arg(long)]
     anchors_below: bool,
@@ -47,6 +40,38 @@ pub struct Args {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Which tags, and what is known of their height.
+#[derive(clap::Args)]
+pub struct Tags {
+    /// Only this tag
+    #[arg(long)]
+    tag: Option<u16>,
+    /// Known height of the tags in metres (default: the map's tag_height_m, else 3D)
+    #[arg(long, allow_hyphen_values = true, conflicts_with = "three_d")]
+    height_m: Option<f64>,
+    /// Three dimensions even if the map has a tag_height_m
+    #[arg(long = "3d")]
+    three_d: bool,
+}
+
+impl Tags {
+    /// The map's settings, but for what was asked for.
+    pub fn settings(&self, map: &SiteMap) -> Result<Settings> {
+        let mut settings = Settings::of(map);
+        settings.tag = self.tag;
+        if self.three_d {
+            settings.height_m = None;
+        }
+        if let Some(h) = self.height_m {
+            if h.is_nan() || h.abs() > 1e4 {
+                return Err(BadInput::new(format!("--height-m is {h}; give metres")).into());
+            }
+            settings.height_m = Some(h);
+        }
+        Ok(settings)
+    }
 }
 
 /// Writes a file, or says how it could not be.
@@ -85,18 +110,8 @@ pub fn run(args: &Args) -> Result<()> {
     let order = map.recording.quaternion.as_str();
     let truth = args.truth.as_ref().map(|t| Truth::load(t, order));
     let truth = truth.transpose()?;
-    let mut settings = Settings::of(&map);
-    settings.tag = args.tag;
+    let mut settings = args.tags.settings(&map)?;
     settings.window_s = positive("--window-ms", args.window_ms)? * 1e-3;
-    if args.three_d {
-        settings.height_m = None;
-    }
-    if let Some(h) = args.height_m {
-        if h.is_nan() || h.abs() > 1e4 {
-            return Err(BadInput::new(format!("--height-m is {h}; give metres")).into());
-        }
-        settings.height_m = Some(h);
-    }
     if args.anchors_below {
         settings.side = Side::Above;
     }

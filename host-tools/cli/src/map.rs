@@ -7,11 +7,11 @@ use anyhow::Result;
 use helio_locate::calibrate::calibrate;
 use helio_locate::check::{self, Severity};
 use helio_locate::dop::{self, Area, Figure};
-use helio_locate::locate::{Settings, Side};
+use helio_locate::locate::Side;
 use helio_locate::{Ranges, SiteMap, Truth, diff, export, powers, survey};
 
 use crate::BadInput;
-use crate::locate::{positive, write};
+use crate::locate::{Tags, positive, write};
 
 /// What to do with a map.
 #[derive(clap::Subcommand)]
@@ -39,15 +39,8 @@ pub struct Check {
     /// CSV of ranges to check it against; may be given several times
     #[arg(long)]
     ranges: Vec<PathBuf>,
-    /// Only this tag
-    #[arg(long)]
-    tag: Option<u16>,
-    /// Known height of the tags in metres (default: the map's tag_height_m, else 3D)
-    #[arg(long, allow_hyphen_values = true, conflicts_with = "three_d")]
-    height_m: Option<f64>,
-    /// Three dimensions even if the map has a tag_height_m
-    #[arg(long = "3d")]
-    three_d: bool,
+    #[command(flatten)]
+    tags: Tags,
     /// Warnings fail, too
     #[arg(long)]
     strict: bool,
@@ -71,15 +64,8 @@ pub struct Survey {
     /// Survey these anchors of the map again, with commas between
     #[arg(long, value_delimiter = ',')]
     unknown: Vec<u16>,
-    /// Only this tag
-    #[arg(long)]
-    tag: Option<u16>,
-    /// Known height of the tags in metres (default: the map's tag_height_m, else 3D)
-    #[arg(long, allow_hyphen_values = true, conflicts_with = "three_d")]
-    height_m: Option<f64>,
-    /// Three dimensions even if the map has a tag_height_m
-    #[arg(long = "3d")]
-    three_d: bool,
+    #[command(flatten)]
+    tags: Tags,
     /// Unknown anchors hang below the tags (by default above)
     #[arg(long)]
     anchors_below: bool,
@@ -240,29 +226,9 @@ fn print(text: &str) -> Result<()> {
 }
 
 /// What the map says, and what the command line says otherwise.
-fn settings(
-    map: &SiteMap,
-    tag: Option<u16>,
-    height_m: Option<f64>,
-    three_d: bool,
-) -> Result<Settings> {
-    let mut settings = Settings::of(map);
-    settings.tag = tag;
-    if three_d {
-        settings.height_m = None;
-    }
-    if let Some(h) = height_m {
-        if h.is_nan() || h.abs() > 1e4 {
-            return Err(BadInput::new(format!("--height-m is {h}; give metres")).into());
-        }
-        settings.height_m = Some(h);
-    }
-    Ok(settings)
-}
-
 fn run_check(args: &Check) -> Result<()> {
     let map = SiteMap::load(&args.map)?;
-    let settings = settings(&map, args.tag, args.height_m, args.three_d)?;
+    let settings = args.tags.settings(&map)?;
     let runs = args.ranges.iter().map(|file| Ranges::load(file, &map));
     let runs: Vec<Ranges> = runs.collect::<Result<_, _>>()?;
     let report = check::check(&map, &runs, &settings)?;
@@ -299,7 +265,7 @@ fn run_survey(args: &Survey) -> Result<()> {
         );
         return Err(BadInput::new(what).into());
     }
-    let mut settings = settings(&map, args.tag, args.height_m, args.three_d)?;
+    let mut settings = args.tags.settings(&map)?;
     settings.side = Side::Below;
     let mut runs = Vec::new();
     for (at, file) in args.ranges.iter().enumerate() {

@@ -908,6 +908,39 @@ mod tests {
         }
     }
 
+    /// A photograph of a lamp whose pin is fed by a shift register from the slave's bytes.
+    fn photograph(bytes: &[u8], from_s: f64) -> GrayImage {
+        let on = |t: f64| {
+            let chip = (t * f64::from(helio_slave::CHIP_RATE_HZ)) as usize % (8 * bytes.len());
+            f64::from(bytes[chip / 8] >> (7 - chip % 8) & 1)
+        };
+        let steps = 60;
+        GrayImage::from_fn(500, 900, |x, y| {
+            if !(100..400).contains(&x) || !(50..850).contains(&y) {
+                return Luma([3]);
+            }
+            let row = from_s + f64::from(y) / SHUTTER.row_rate_hz;
+            let each = SHUTTER.exposure_s / f64::from(steps);
+            let lit: f64 = (0..steps).map(|k| on(row + each * f64::from(k))).sum();
+            let light = 0.02 + 0.8 * lit / f64::from(steps);
+            Luma([(255.0 * light.powf(1.0 / 2.2)).round() as u8])
+        })
+    }
+
+    #[test]
+    fn what_a_slave_shifts_out_is_read_as_its_luminaires_identity() {
+        for (first, anchor) in [(0x10, 0), (0x10, 7), (0xfff8, 9), (0x5a30, 2)] {
+            let bytes = helio_slave::light_pattern(first, anchor);
+            for from_s in [0.0, 0.0137, 0.4021] {
+                let image = photograph(&bytes, from_s);
+                let lamps = read_image(&image, &SHUTTER, &Mode::Frame, Readout::Down);
+                let ids: Vec<_> = lamps.iter().map(|l| l.code.map(|c| c.id)).collect();
+                let id = u16::wrapping_add(first, u16::from(anchor));
+                assert_eq!(ids, [Some(id)], "{first} {anchor} {from_s}");
+            }
+        }
+    }
+
     #[test]
     fn several_lamps_are_told_apart_and_found_where_they_are() {
         let lamp = |id, x, y| Source {

@@ -286,7 +286,7 @@ impl SiteMap {
                 axis: l.axis.map(wide),
                 order: wide(l.order),
                 gain: wide(l.gain),
-                sigma_ln: None,
+                sigma_ln: l.sigma_ln.map(wide),
             }),
         });
         Ok(Self {
@@ -463,6 +463,7 @@ impl SiteAnchor {
                 axis: l.axis.map(narrow),
                 order: narrow(l.order),
                 gain: narrow(l.gain),
+                sigma_ln: l.sigma_ln.map(narrow),
             }),
         }
     }
@@ -488,7 +489,7 @@ mod tests {
 
     const TEXT: &str = "name = \"lab\"\nversion = 4\n\
         [[anchor]]\nid = 7\nx_m = 1.5\ny_mm = -20.5\nz_mm = 3000\nbias_mm = 12\nsigma_mm = 40\n\
-        light = { axis = [0.0, 0.0, -1.0], order = 1.0, gain = 2.0 }\n\
+        light = { axis = [0.0, 0.0, -1.0], order = 1.0, gain = 2.0, sigma_ln = 0.07 }\n\
         [[anchor]]\nid = 2\nnode = 3\nindex = 1\nx_mm = 0\ny_mm = 0\nz_mm = 0\n\
         [georeference]\nlatitude_deg = 50.0\nlongitude_deg = 8.5\n\
         [recording]\ntag_height_m = 1.2\nquaternion = \"wxyz\"\nlever_arm_m = [[0.1, 0.0, 0.0]]\n";
@@ -509,6 +510,8 @@ mod tests {
         let bytes = map.to_cbor();
         let core = SiteMap::from_cbor(Path::new("m.cbor"), &bytes).expect("written by us");
         assert_eq!(core.to_cbor(), bytes);
+        let sigma = core.get(7).and_then(|a| a.light?.sigma_ln);
+        assert_eq!(sigma, Some(f64::from(0.07f32)));
         let mut broken = bytes;
         broken[20] ^= 1;
         assert!(SiteMap::from_cbor(Path::new("m.cbor"), &broken).is_err());

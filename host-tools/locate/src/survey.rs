@@ -12,13 +12,14 @@
 //! Adjustment: A Modern Synthesis", 2000, section 6.1), so a walk of any length costs a matrix of the
 //! unknown anchors only. The start is global: the tag is located by the known anchors, then each
 //! unknown anchor is located by those positions as if they were anchors. Tukey's weights keep
-//! reflections out. A tag that always moves at one height leaves the mirror image of an anchor open;
+//! reflections out, also those that had misled the first fixes: once the unknown anchors are placed
+//! roughly the tag is located by all of them. A tag that always moves at one height leaves the mirror image of an anchor open;
 //! it is reported, and the side asked for is taken.
 
 use std::collections::BTreeMap;
 
 use helio_positioning::{FaultModel, MAX_OBSERVATIONS, Options, RangeObs, Side, locate_robust_3d};
-use nalgebra::{DMatrix, DVector, Matrix3, Vector3};
+use nalgebra::{DMatrix, DVector, Matrix3, Matrix4, Vector3, Vector4};
 use serde::Serialize;
 
 use crate::input::InputError;
@@ -30,6 +31,9 @@ use crate::recording::{Epoch, Ranges, Truth};
 const MOST: usize = 5_000;
 /// Rounds of reweighted least squares.
 const ROUNDS: usize = 40;
+/// After these rounds the tag is located anew, by surveyed anchors, too: where the few known ones had a
+/// reflection among them it may have begun at a wrong place, which the weights then defend.
+const AGAIN: [usize; 3] = [3, 8, 15];
 /// Tukey's constant, in standard deviations.
 const TUKEY: f64 = 4.685;
 /// Least ranges of an unknown anchor.
@@ -199,7 +203,16 @@ pub fn survey(
             sigma: SIGMA_M,
         });
     }
-    let fitted = adjust(stops, guesses, prior, lasting);
+    let mut fitted = adjust(stops, guesses, prior, lasting, &plan.settings);
+    // The start may have taken the wrong side of a walk that hardly rises and sinks.
+    for at in 0..ids.len() {
+        if let Some((image, worse)) = image(&fitted.stops, &fitted.guesses[at], at, prior)
+            && worse < -SURE * SURE
+        {
+            fitted.guesses[at] = image;
+            fitted = adjust(fitted.stops, fitted.guesses, prior, lasting, &plan.settings);
+        }
+    }
     let mut report = Report {
         anchors: Vec::new(),
         unheard,
@@ -228,7 +241,7 @@ pub fn survey(
             bias_m: g.bias,
             sigma_m: g.sigma,
             samples: fitted.counts[at],
-            mirror_m: mirror(&fitted.stops, g, at),
+            mirror_m: mirror(&fitted.stops, g, at, prior),
             before_m: was.map(|w| w.position_m),
             moved_m: was.map(|w| (g.place - Vector3::from(w.position_m)).norm()),
         });
@@ -394,7 +407,13 @@ struct Fitted {
 }
 
 /// Places of anchors and of the tag together.
-fn adjust(mut stops: Vec<Stop>, mut guesses: Vec<Guess>, bias: (f64, f64), lasting: f64) -> Fitted {
+fn adjust(
+    mut stops: Vec<Stop>,
+    mut guesses: Vec<Guess>,
+    bias: (f64, f64),
+    lasting: f64,
+    settings: &Settings,
+) -> Fitted {
     let n = guesses.len();
     let residual = |item: &Item, x: &Vector3<f64>, guesses: &[Guess]| {
         let (anchor, off) = match item.unknown {
@@ -404,6 +423,14 @@ fn adjust(mut stops: Vec<Stop>, mut guesses: Vec<Guess>, bias: (f64, f64), lasti
         let d = x - anchor;
         let distance = d.norm().max(1e-6);
         (item.range - off - distance, d / distance)
+    };
+    // With Tukey's weight.
+    let weighed = |item: &Item, x: &Vector3<f64>, guesses: &[Guess], scale: f64| {
+        let (e, u) = residual(item, x, guesses);
+        let sigma = item.unknown.map_or(item.sigma, |at| guesses[at].sigma);
+        let z = e / (TUKEY * scale * sigma);
+        let w = (1.0 - z * z).max(0.0).powi(2) / (sigma * sigma);
+        (e, u, w)
     };
     let mut covariance = DMatrix::identity(4 * n, 4 * n);
     let mut scale = 3.0; // of all sigmas, falling to what residuals say
@@ -422,20 +449,14 @@ fn adjust(mut stops: Vec<Stop>, mut guesses: Vec<Guess>, bias: (f64, f64), lasti
             let mut pull = stop.certainty.component_mul(&(stop.prior - stop.x));
             let mut cross: Vec<(usize, nalgebra::Matrix4x3<f64>)> = Vec::new();
             for item in &stop.items {
-                let (e, u) = residual(item, &stop.x, &guesses);
-                let sigma = match item.unknown {
-                    Some(at) => guesses[at].sigma,
-                    None => item.sigma,
-                };
-                let z = e / (TUKEY * scale * sigma);
-                let w = (1.0 - z * z).max(0.0).powi(2) / (sigma * sigma);
+                let (e, u, w) = weighed(item, &stop.x, &guesses, scale);
                 if w == 0.0 {
                     continue;
                 }
                 own += u * u.transpose() * w;
                 pull += u * (w * e);
                 if let Some(at) = item.unknown {
-                    let g = nalgebra::Vector4::new(-u.x, -u.y, -u.z, 1.0);
+                    let g = Vector4::new(-u.x, -u.y, -u.z, 1.0);
                     let mut block = s.fixed_view_mut::<4, 4>(4 * at, 4 * at);
                     block += g * g.transpose() * w;
                     let mut right = r.fixed_rows_mut::<4>(4 * at);
@@ -511,8 +532,43 @@ fn adjust(mut stops: Vec<Stop>, mut guesses: Vec<Guess>, bias: (f64, f64), lasti
         }
         let known = 1.4826 * quantile(&mut normal, 0.5).unwrap_or(1.0);
         scale = known.clamp(1.0, 3.0);
-        if round > 10 && step.amax() < 1e-5 {
+        if round > AGAIN[2] && step.amax() < 1e-5 {
             break;
+        }
+        if AGAIN.contains(&round) {
+            for stop in stops.iter_mut().filter(|s| s.certainty.x == 0.0) {
+                let cost = |x: &Vector3<f64>| -> f64 {
+                    let each = stop.items.iter().map(|item| {
+                        let (e, _) = residual(item, x, &guesses);
+                        let sigma = item.unknown.map_or(item.sigma, |at| guesses[at].sigma);
+                        let z = (e / (TUKEY * scale * sigma)).abs().min(1.0);
+                        1.0 - (1.0 - z * z).powi(3)
+                    });
+                    each.sum()
+                };
+                let all: Vec<RangeObs<f64>> = stop
+                    .items
+                    .iter()
+                    .map(|item| match item.unknown {
+                        Some(at) => RangeObs {
+                            anchor_m: guesses[at].place.into(),
+                            range_m: (item.range - guesses[at].bias).max(0.0),
+                            sigma_m: guesses[at].sigma,
+                        },
+                        None => RangeObs {
+                            anchor_m: item.anchor.into(),
+                            range_m: item.range,
+                            sigma_m: item.sigma,
+                        },
+                    })
+                    .collect();
+                if let Ok(found) = fix(&all, settings) {
+                    let x = Vector3::from(found.position_m);
+                    if cost(&x) < cost(&stop.x) {
+                        stop.x = x;
+                    }
+                }
+            }
         }
     }
     let (mut samples, mut rejected, mut counts) = (0, 0, vec![0; n]);
@@ -543,37 +599,73 @@ fn adjust(mut stops: Vec<Stop>, mut guesses: Vec<Guess>, bias: (f64, f64), lasti
 }
 
 /// The image of an anchor in the plane of the walk, if its ranges fit there as well.
-fn mirror(stops: &[Stop], g: &Guess, at: usize) -> Option<[f64; 3]> {
-    let seen: Vec<&Stop> = stops
+fn mirror(stops: &[Stop], g: &Guess, at: usize, bias: (f64, f64)) -> Option<[f64; 3]> {
+    let (image, worse) = image(stops, g, at, bias)?;
+    // Heights of the tag are not known to the millimetre: a tenth of the noise tells nothing.
+    let seen = |s: &&Stop| s.items.iter().any(|i| i.unknown == Some(at));
+    let alike = SURE * SURE + 0.1 * stops.iter().filter(seen).count() as f64;
+    (worse < alike).then(|| image.place.into())
+}
+
+/// Where an anchor best fits on the other side of the walk's plane, the path being what it is, and by
+/// how much worse as chi-square; `None` when it is in that plane or fits on its side only.
+fn image(stops: &[Stop], g: &Guess, at: usize, bias: (f64, f64)) -> Option<(Guess, f64)> {
+    let seen: Vec<(Vector3<f64>, f64)> = stops
         .iter()
-        .filter(|s| s.items.iter().any(|i| i.unknown == Some(at)))
+        .flat_map(|s| s.items.iter().map(move |i| (s.x, i)))
+        .filter(|(_, i)| i.unknown == Some(at))
+        .map(|(x, i)| (x, i.range))
         .collect();
-    let n = seen.len() as f64;
-    let centre = seen.iter().map(|s| s.x).sum::<Vector3<f64>>() / n;
-    let scatter = seen
-        .iter()
-        .map(|s| (s.x - centre) * (s.x - centre).transpose())
-        .sum::<Matrix3<f64>>();
+    let centre = seen.iter().map(|s| s.0).sum::<Vector3<f64>>() / seen.len().max(1) as f64;
+    let off = |s: &(Vector3<f64>, f64)| s.0 - centre;
+    let scatter: Matrix3<f64> = seen.iter().map(|s| off(s) * off(s).transpose()).sum();
     let eigen = scatter.symmetric_eigen();
     let thin = (0..3).min_by(|a, b| eigen.eigenvalues[*a].total_cmp(&eigen.eigenvalues[*b]))?;
     let normal: Vector3<f64> = eigen.eigenvectors.column(thin).into();
     let away = normal.dot(&(g.place - centre));
-    let image = g.place - normal * (2.0 * away);
-    // The image costs what its ranges are off by on the average of the walk.
-    let (mut cost, mut off) = (0.0, Vec::new());
-    for s in &seen {
-        for i in s.items.iter().filter(|i| i.unknown == Some(at)) {
-            let here = i.range - g.bias - (s.x - g.place).norm();
-            let there = i.range - g.bias - (s.x - image).norm();
-            if here.abs() < TUKEY * g.sigma {
-                cost += (there * there - here * here) / (g.sigma * g.sigma);
-                off.push(there);
-            }
-        }
+    if away.abs() <= g.sigma {
+        return None;
     }
-    // Heights of the tag are not known to the millimetre: a tenth of the noise tells nothing.
-    let alike = SURE * SURE + 0.1 * off.len() as f64;
-    (cost < alike && away.abs() > g.sigma).then(|| image.into())
+    let mut image = Guess {
+        place: g.place - normal * (2.0 * away),
+        ..*g
+    };
+    let error = |g: &Guess, s: &(Vector3<f64>, f64)| s.1 - g.bias - (s.0 - g.place).norm();
+    for _ in 0..ROUNDS {
+        let certainty = bias.1.powi(-2);
+        let mut info = Matrix4::from_diagonal(&Vector4::new(1e-4, 1e-4, 1e-4, certainty));
+        let mut pull = Vector4::new(0.0, 0.0, 0.0, certainty * (bias.0 - image.bias));
+        for s in &seen {
+            let e = error(&image, s);
+            let u = (s.0 - image.place).normalize();
+            let z = e / (TUKEY * g.sigma);
+            let w = (1.0 - z * z).max(0.0).powi(2) / (g.sigma * g.sigma);
+            let slope = Vector4::new(-u.x, -u.y, -u.z, 1.0);
+            info += slope * slope.transpose() * w;
+            pull += slope * (w * e);
+        }
+        let step = info.cholesky()?.solve(&pull);
+        let short = (0.5 / step.norm()).min(1.0);
+        image.place += step.xyz() * short;
+        image.bias += step.w * short;
+    }
+    if normal.dot(&(image.place - centre)) * away > 0.0 {
+        return None; // there is no minimum on the other side
+    }
+    let spread = |g: &Guess| {
+        let mut e: Vec<f64> = seen.iter().map(|s| error(g, s).abs()).collect();
+        (1.4826 * quantile(&mut e, 0.5).unwrap_or(SIGMA_M)).max(5e-3)
+    };
+    image.sigma = spread(&image);
+    // Both by the smaller spread of the two.
+    let sigma = image.sigma.min(spread(g));
+    let cost = |g: &Guess| -> f64 {
+        let z = |s| (error(g, s) / (TUKEY * sigma)).abs().min(1.0);
+        let each = seen.iter().map(|s| 1.0 - (1.0 - z(s).powi(2)).powi(3));
+        each.sum::<f64>() * TUKEY * TUKEY / 3.0
+    };
+    let worse = cost(&image) - cost(g);
+    Some((image, worse))
 }
 
 impl Report {
@@ -700,6 +792,37 @@ mod tests {
                 assert!((0.04..0.07).contains(&a.sigma_m), "{seed}: {a:?}");
                 assert_eq!(a.mirror_m, None);
             }
+        }
+    }
+
+    /// Squared errors of surveyed anchors over their covariances: chi-square, three degrees of freedom.
+    fn nees(seeds: std::ops::Range<u64>, lift: f64) -> Vec<f64> {
+        let dir = tempfile::tempdir().expect("room");
+        let mut all = Vec::new();
+        for seed in seeds {
+            let mut map = map();
+            let runs = [(walk(dir.path(), seed, lift, &map), None)];
+            let plan = plan(&map);
+            let report = survey(&mut map, &runs, &plan).expect("enough");
+            for a in &report.anchors {
+                let off = Vector3::from(a.position_m) - Vector3::from(ANCHORS[usize::from(a.id)]);
+                let c = Matrix3::from_fn(|r, c| a.covariance_m2[r][c]);
+                all.push(off.dot(&(c.try_inverse().expect("regular") * off)));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn a_surveyed_anchor_is_as_far_off_as_its_covariance_says() {
+        for lift in [0.5, 0.3] {
+            let all = nees(0..40, lift);
+            let inside = all.iter().filter(|n| **n < 7.815).count() as f64 / all.len() as f64;
+            let worst = all.iter().copied().fold(0.0, f64::max);
+            assert!(
+                (0.90..=0.99).contains(&inside) && worst < 25.0,
+                "{lift}: {inside} {worst}"
+            );
         }
     }
 
