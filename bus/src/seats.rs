@@ -27,6 +27,8 @@ use helio_units::{Duration, Instant, NodeId, Uid};
 pub const SEATS: usize = 127;
 /// Assignments sent before a device counts as gone.
 const TRIES: u8 = 4;
+/// An offer on RS485 stands for so many cycles.
+pub const OFFER_CYCLES: u64 = 3;
 /// Signs of life that count while nothing cyclic comes.
 const PROBES: u8 = 4;
 /// Longest quarantine.
@@ -45,6 +47,8 @@ pub struct Seat {
     receivers: [Receiver; 16],
     /// Last sign of life.
     heard: Instant,
+    /// When its last occupant was given up. For as long as a slave lives without the master, it may not know.
+    vacated: Option<Instant>,
     /// What came in the cycle `window`.
     window: u8,
     states: u8,
@@ -134,6 +138,7 @@ const EMPTY: Seat = Seat {
     released: Instant::ZERO,
     receivers: [Receiver::Nothing; 16],
     heard: Instant::ZERO,
+    vacated: None,
     window: 0,
     states: 0,
     alarms: 0,
@@ -198,13 +203,30 @@ impl Seats {
             return Some(node);
         }
         let node = self
-            .lowest(schedule, |s| matches!(s, State::Vacant { .. }))
-            .or_else(|| self.lowest(schedule, |s| matches!(s, State::Free)));
+            .lowest(now, schedule, |s| matches!(s, State::Vacant { .. }))
+            .or_else(|| self.lowest(now, schedule, |s| matches!(s, State::Free)));
         match node {
             Some(node) => self.offer(now, schedule, node, uid),
+            // A seat will be had soon: who is not answered asks again.
+            None if self.any_warm(now, schedule) => {}
             None => self.refuse(uid, LeaveReason::Full),
         }
         node
+    }
+
+    /// Whether the last occupant of a seat may still believe that it is a member: nobody else sits
+    /// down there before it has heard of it, or heard nothing for so long that it gave up by itself.
+    fn warm(now: Instant, schedule: &Schedule, vacated: Option<Instant>) -> bool {
+        vacated.is_some_and(|at| now < at + schedule.master_silence)
+    }
+
+    /// Whether a seat is empty that cannot be given away yet.
+    fn any_warm(&self, now: Instant, schedule: &Schedule) -> bool {
+        let mut seats = self.seats.iter().take(schedule.seats.into());
+        seats.any(|seat| {
+            matches!(seat.state, State::Free | State::Vacant { .. })
+                && Self::warm(now, schedule, seat.vacated)
+        })
     }
 
     /// A device that describes itself at once asks for a seat (RS485). The answer is given at
@@ -226,7 +248,7 @@ impl Seats {
         }
         let capabilities = description.capabilities;
         let known = self.find(uid).is_some();
-        let best = || self.best(schedule, capabilities);
+        let best = || self.best(now, schedule, capabilities);
         let node = match (!known).then(best).flatten() {
             Some(node) => {
                 self.offer(now, schedule, node, uid);
@@ -234,7 +256,7 @@ impl Seats {
             }
             None => match self.claim(now, schedule, uid) {
                 Some(node) => node,
-                None if known => return Err(None),
+                None if known || self.any_warm(now, schedule) => return Err(None),
                 None => return Err(Some(LeaveReason::Full)),
             },
         };
@@ -247,28 +269,26 @@ impl Seats {
         }) = self.seats.get_mut(node.index()).map(|s| &mut s.state)
         {
             *told = Some(capabilities);
-            *retry_at = now + schedule.cycle * 3;
+            *retry_at = now + schedule.cycle * OFFER_CYCLES;
             *tries = TRIES;
-            self.scan_by(now + schedule.cycle * 3);
+            self.scan_by(now + schedule.cycle * OFFER_CYCLES);
         }
         Ok(node)
     }
 
-    /// What the occupant of a seat can do, once seated or about to be: it has a slot on RS485.
-    pub fn slot(&self, node: NodeId) -> Option<Capabilities> {
-        match self.seats.get(node.index())?.state {
-            State::Member { device, .. } => Some(device.capabilities),
-            State::Offered { capabilities, .. } => capabilities,
-            _ => None,
-        }
+    /// Whether somebody may take this seat: it has a slot to say so on RS485.
+    pub fn is_offered(&self, node: NodeId) -> bool {
+        let seat = self.seats.get(node.index());
+        seat.is_some_and(|seat| matches!(seat.state, State::Offered { .. }))
     }
 
-    /// A good frame in its own slot says that the occupant has taken its seat (RS485).
+    /// A device says in the slot of its seat that it has taken it (RS485).
     pub fn taken(
         &mut self,
         now: Instant,
         schedule: &Schedule,
         node: NodeId,
+        from: Uid,
     ) -> Option<MasterEvent> {
         let State::Offered {
             uid,
@@ -278,6 +298,9 @@ impl Seats {
         else {
             return None;
         };
+        if from != uid {
+            return None;
+        }
         self.seat(now, schedule, node, Device { uid, capabilities })
     }
 
@@ -300,7 +323,7 @@ impl Seats {
                 }
                 let capabilities = description.capabilities;
                 if before.is_some_and(|b| b.uid != uid && b.capabilities != capabilities)
-                    && let Some(better) = self.best(schedule, capabilities)
+                    && let Some(better) = self.best(now, schedule, capabilities)
                 {
                     self.revert(node);
                     self.offer(now, schedule, better, uid);
@@ -468,12 +491,13 @@ impl Seats {
     }
 
     /// Takes a seat back on the operator's word.
-    pub fn remove(&mut self, node: NodeId) -> Option<MasterEvent> {
+    pub fn remove(&mut self, now: Instant, node: NodeId) -> Option<MasterEvent> {
         let seat = self.seats.get_mut(node.index())?;
         let State::Member { device, .. } = seat.state else {
             return None;
         };
         seat.state = State::Vacant { device };
+        seat.vacated = Some(now);
         self.refuse(device.uid, LeaveReason::Commanded);
         Some(MasterEvent::Left {
             node,
@@ -495,7 +519,11 @@ impl Seats {
             };
             match &mut seat.state {
                 State::Offered { retry_at, .. } if now < *retry_at => next = next.min(*retry_at),
-                State::Offered { tries, .. } if *tries >= TRIES => self.revert(node),
+                State::Offered { tries, .. } if *tries >= TRIES => {
+                    // It may have taken the seat, and we did not hear of it.
+                    seat.vacated = Some(now);
+                    self.revert(node);
+                }
                 State::Offered {
                     retry_at, tries, ..
                 } => {
@@ -513,6 +541,7 @@ impl Seats {
                 }
                 State::Quarantined { device, until, .. } if now >= *until => {
                     seat.state = State::Vacant { device: *device };
+                    seat.vacated = Some(now);
                 }
                 State::Quarantined { until, .. } => next = next.min(*until),
                 State::Free | State::Vacant { .. } => {}
@@ -559,6 +588,7 @@ impl Seats {
         }
         if restarted || now >= dead_at {
             seat.state = State::Vacant { device: *device };
+            seat.vacated = Some(now);
             if restarted {
                 self.offer(now, schedule, node, uid);
             }
@@ -658,7 +688,7 @@ impl Seats {
         self.scan_by(retry_at);
     }
 
-    /// The offer was not taken.
+    /// The offer is void.
     fn revert(&mut self, node: NodeId) {
         if let Some(seat) = self.seats.get_mut(node.index())
             && let State::Offered { before, .. } = seat.state
@@ -676,17 +706,30 @@ impl Seats {
     }
 
     /// The seat that a new device with these capabilities takes, unless it is the lowest vacant.
-    fn best(&self, schedule: &Schedule, capabilities: Capabilities) -> Option<NodeId> {
+    fn best(
+        &self,
+        now: Instant,
+        schedule: &Schedule,
+        capabilities: Capabilities,
+    ) -> Option<NodeId> {
         self.lowest(
+            now,
             schedule,
             |s| matches!(s, State::Vacant { device } if device.capabilities == capabilities),
         )
-        .or_else(|| self.lowest(schedule, |s| matches!(s, State::Free)))
+        .or_else(|| self.lowest(now, schedule, |s| matches!(s, State::Free)))
     }
 
-    fn lowest(&self, schedule: &Schedule, fits: impl Fn(&State) -> bool) -> Option<NodeId> {
+    fn lowest(
+        &self,
+        now: Instant,
+        schedule: &Schedule,
+        fits: impl Fn(&State) -> bool,
+    ) -> Option<NodeId> {
         let seats = self.seats.iter().take(schedule.seats.into());
-        let (index, _) = seats.enumerate().find(|(_, seat)| fits(&seat.state))?;
+        let (index, _) = seats
+            .enumerate()
+            .find(|(_, seat)| fits(&seat.state) && !Self::warm(now, schedule, seat.vacated))?;
         NodeId::new(index as u8 + 1)
     }
 
@@ -729,11 +772,14 @@ impl Seats {
                 released,
                 receivers,
                 heard,
+                vacated,
                 window,
                 states,
                 alarms,
                 frames,
             } = seat;
+            let warm = vacated.filter(|at| Self::warm(p.now(), schedule, Some(*at)));
+            p.maybe(warm, schedule.master_silence);
             match state {
                 State::Free => p.value(0),
                 State::Offered {

@@ -64,6 +64,9 @@ pub type Bytes = heapless::Vec<u8, MAX_SERIAL>;
 pub struct Role(u8);
 
 impl Role {
+    /// A seat that is offered: who takes it says so, with its id.
+    pub const OFFERED: Self = Self(3);
+
     /// What a slave with these capabilities says.
     pub fn of(c: Capabilities) -> Self {
         let state = if c.cells > 0 || c.temps > 0 { 2 } else { 1 };
@@ -78,6 +81,7 @@ impl Role {
         match self.0 & 3 {
             1 => Some(SUMMARY_LEN),
             2 => Some(STATE_LEN),
+            3 => Some(CLAIM_LEN),
             _ => None,
         }
     }
@@ -168,6 +172,12 @@ pub enum Frame {
         uid: Uid,
         description: Description,
     },
+    /// The seat is taken: a claim in its own slot.
+    Confirm {
+        node: NodeId,
+        uid: Uid,
+        description: Description,
+    },
     Answer(Answer),
     ToSlave(NodeId, Fragment),
     ToMaster(NodeId, Fragment),
@@ -232,6 +242,7 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
         } => (kind::FEW_RANGES, node.get()),
         Frame::Ranges { node, .. } => (kind::ALL_RANGES, node.get()),
         Frame::Claim { .. } => (kind::CLAIM, 0),
+        Frame::Confirm { node, .. } => (kind::CLAIM, node.get()),
         Frame::Answer(Answer::Assign { node, .. }) => (kind::ANSWER, node.get()),
         Frame::Answer(_) => (kind::ANSWER, 0),
         Frame::ToSlave(node, _) => (kind::TO_SLAVE, node.get()),
@@ -259,7 +270,10 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
         Frame::Ranges { ranges, few, .. } => {
             wire::put_ranges(w, ranges, if *few { FEW } else { MAX_ANCHORS });
         }
-        Frame::Claim { uid, description } => {
+        Frame::Claim { uid, description }
+        | Frame::Confirm {
+            uid, description, ..
+        } => {
             put_uid(w, Some(*uid));
             description.put(w);
         }
@@ -349,10 +363,17 @@ pub fn decode(bytes: &[u8], seats: u8) -> Option<Decoded> {
             ranges: wire::take_ranges(r, MAX_ANCHORS),
             few: false,
         },
-        kind::CLAIM => Frame::Claim {
-            uid: take_uid(r)?,
-            description: Description::take(r),
-        },
+        kind::CLAIM => {
+            let (uid, description) = (take_uid(r)?, Description::take(r));
+            match seat {
+                None => Frame::Claim { uid, description },
+                Some(node) => Frame::Confirm {
+                    node,
+                    uid,
+                    description,
+                },
+            }
+        }
         kind::ANSWER => Frame::Answer(match (take_uid(r), seat, reason(*counter)) {
             (Some(uid), Some(node), None) => Answer::Assign { node, uid },
             (Some(uid), None, Some(reason)) => Answer::Release { uid, reason },
@@ -465,9 +486,11 @@ pub fn decode_message(bytes: &[u8], seats: u8) -> Option<wire::Decoded> {
         Frame::Summary(node, summary, _) => Message::Summary(node, summary),
         Frame::State(node, state, _) => Message::State(node, state),
         Frame::Ranges { node, ranges, .. } => Message::Ranges(node, ranges),
-        Frame::Claim { .. } | Frame::Answer(_) | Frame::ToSlave(..) | Frame::ToMaster(..) => {
-            return None;
-        }
+        Frame::Claim { .. }
+        | Frame::Confirm { .. }
+        | Frame::Answer(_)
+        | Frame::ToSlave(..)
+        | Frame::ToMaster(..) => return None,
     };
     Some(wire::Decoded {
         id,

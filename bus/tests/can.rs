@@ -384,6 +384,23 @@ fn a_new_master_collects_the_members_of_the_old_one() {
 }
 
 #[test]
+fn a_slave_gives_up_its_seat_at_the_first_sync_of_a_new_session() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        w.run_for(Duration::from_micros(1_234));
+        w.master = MasterLink::new(*w.master.schedule());
+        w.slaves.iter_mut().for_each(|s| s.events.clear());
+        w.run_for(Duration::from_millis(1));
+        for s in &w.slaves {
+            let left = SlaveEvent::Left(LeaveReason::Silence);
+            assert!(s.events.iter().any(|e| e.1 == left), "{kind:?}");
+        }
+        w.run_for(Duration::from_millis(60));
+        assert_eq!(w.joined(), 32, "{kind:?}");
+    }
+}
+
+#[test]
 fn a_trip_of_all_costs_at_most_two_frames() {
     for kind in CAN {
         let mut w = rack(kind);

@@ -176,7 +176,7 @@ impl MasterLink {
     /// Takes a member's seat back; the device keeps away for a second.
     pub fn remove(&mut self, now: Instant, node: NodeId) {
         self.handle_timeout(now);
-        if let Some(event) = self.core.seats.remove(node) {
+        if let Some(event) = self.core.seats.remove(now, node) {
             self.core.left(node);
             self.core.event(event);
         }

@@ -103,6 +103,14 @@ impl Serial {
                     *claim = Some((uid, description));
                 }
             }
+            Frame::Confirm { node, uid, .. } => {
+                if let Some(event) = core.seats.taken(now, &core.schedule, node, uid) {
+                    if let Some(numbers) = self.numbers.get_mut(node.index()) {
+                        *numbers = Numbers::default();
+                    }
+                    core.event(event);
+                }
+            }
             Frame::State(node, state, extra) => {
                 let message = Message::State(node, state);
                 self.handle_state(core, now, (id, counter), node, message, extra);
@@ -147,12 +155,6 @@ impl Serial {
         message: Message,
         extra: Extra,
     ) {
-        if let Some(event) = core.seats.taken(now, &core.schedule, node) {
-            if let Some(numbers) = self.numbers.get_mut(node.index()) {
-                *numbers = Numbers::default();
-            }
-            core.event(event);
-        }
         let Some(lost) = core.receive(now, id, (counter, 0xff), message) else {
             return;
         };
@@ -227,10 +229,14 @@ impl Serial {
         let mut members = false;
         for index in 0..schedule.seats {
             let node = NodeId::new(index + 1);
-            let slot = node.and_then(|node| core.seats.slot(node));
-            if let (Some(c), Some(role)) = (slot, roles.get_mut(usize::from(index))) {
-                *role = Role::of(c);
+            let (Some(node), Some(role)) = (node, roles.get_mut(usize::from(index))) else {
+                continue;
+            };
+            if let Some(device) = core.seats.member(node) {
+                *role = Role::of(device.capabilities);
                 members = true;
+            } else if core.seats.is_offered(node) {
+                *role = Role::OFFERED;
             }
         }
         let mut orders = heapless::Vec::<Command, MAX_ORDERS>::new();

@@ -134,10 +134,11 @@ impl Can {
         };
         let receiver = match decoded.message {
             Message::Trip => return core.event(SlaveEvent::TripSeen),
-            Message::Sync(_) => {
-                if !core.master_alive(now) {
+            Message::Sync(sync) => {
+                if core.new_session(now, &sync) {
                     // Perhaps another master, with other counters.
                     self.sync = Receiver::Nothing;
+                    self.reset();
                 }
                 &mut self.sync
             }

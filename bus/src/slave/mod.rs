@@ -507,6 +507,20 @@ impl Core {
         self.event(SlaveEvent::Order(order));
     }
 
+    /// Before a SYNC's counter is judged: whether it comes from another session of the master than
+    /// what we heard so far, or from the first. Who restarted knows no members: the seat is lost.
+    fn new_session(&mut self, now: Instant, sync: &Sync) -> bool {
+        if self.master_alive(now) && self.clock.follows(now, sync, self.schedule.cycle) {
+            return false;
+        }
+        self.clock = MasterClock::default();
+        self.heard = None;
+        if self.node().is_some() {
+            self.leave(now, LeaveReason::Silence, Duration::ZERO);
+        }
+        true
+    }
+
     /// A SYNC that passed its check; `now` is its end.
     fn sync(&mut self, now: Instant, sync: &Sync) {
         let first = !self.master_alive(now);
@@ -627,6 +641,9 @@ pub(crate) fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<In
     times.into_iter().flatten().min()
 }
 
+/// SYNC carries the master's clock modulo this, µs.
+const CLOCK_WRAP: u64 = 1 << 28;
+
 /// Follows the master's clock: each SYNC tells when the one before was on the wire.
 #[derive(Clone, Copy, Debug, Default)]
 struct MasterClock {
@@ -637,7 +654,7 @@ struct MasterClock {
 
 impl MasterClock {
     fn sync(&mut self, now: Instant, sync: &Sync) {
-        const WRAP: u64 = 1 << 28;
+        const WRAP: u64 = CLOCK_WRAP;
         if let Some((at, cycle)) = self.last
             && sync.cycle == cycle.wrapping_add(1)
         {
@@ -653,6 +670,28 @@ impl MasterClock {
             self.pair = Some((at, us));
         }
         self.last = Some((now, sync.cycle));
+    }
+
+    /// Whether a SYNC can be of the master that we heard last: it counts on, no faster than time
+    /// passes, and by its clock the SYNC before it was not before the last one we heard. A repeated
+    /// one is left to the counter.
+    fn follows(&self, now: Instant, sync: &Sync, cycle: Duration) -> bool {
+        let Some((at, last)) = self.last else {
+            return true;
+        };
+        let elapsed = now.since(at);
+        let half = Duration::from_nanos(cycle.as_nanos() / 2);
+        let step = sync.cycle.wrapping_sub(last);
+        if step == 0 {
+            return elapsed < half;
+        }
+        let in_time = cycle * step.into() <= elapsed + cycle; // either may have been late
+        let Some(known) = self.at(at).filter(|_| in_time) else {
+            return in_time;
+        };
+        let known = known.as_micros().wrapping_sub(half.as_micros());
+        let ahead = u64::from(sync.previous_us).wrapping_sub(known) % CLOCK_WRAP;
+        ahead <= (elapsed + cycle).as_micros()
     }
 
     fn at(&self, now: Instant) -> Option<Instant> {
