@@ -49,6 +49,8 @@ pub struct Seat {
     heard: Instant,
     /// When its last occupant was given up. For as long as a slave lives without the master, it may not know.
     vacated: Option<Instant>,
+    /// The cycle in which its member joined: it says nothing cyclic before the next.
+    joined: Option<u8>,
     /// What came in the cycle `window`.
     window: u8,
     states: u8,
@@ -128,6 +130,8 @@ pub struct Seats {
     duties: Duties,
     /// When [`Self::scan`] has something to do, at the earliest.
     scan_at: Instant,
+    /// Number of the cycle under way.
+    pub cycle: u8,
     /// Anchors range now, so their slaves speak twice per cycle.
     pub ranging: bool,
 }
@@ -139,6 +143,7 @@ const EMPTY: Seat = Seat {
     receivers: [Receiver::Nothing; 16],
     heard: Instant::ZERO,
     vacated: None,
+    joined: None,
     window: 0,
     states: 0,
     alarms: 0,
@@ -156,6 +161,7 @@ impl Seats {
                 quarantine: 0,
             },
             scan_at: Instant::MAX,
+            cycle: 0,
             ranging: false,
         }
     }
@@ -367,6 +373,7 @@ impl Seats {
             probes: 0,
         };
         seat.heard = now;
+        seat.joined = Some(self.cycle);
         seat.receivers = [Receiver::Nothing; 16];
         seat.frames = 0;
         seat.states = 0;
@@ -388,7 +395,6 @@ impl Seats {
         &mut self,
         now: Instant,
         schedule: &Schedule,
-        cycle: u8,
         node: NodeId,
         class: u8,
         counter: (u8, u8),
@@ -417,8 +423,15 @@ impl Seats {
                 return Heard::Stranger;
             }
         };
-        if seat.window != cycle {
-            seat.window = cycle;
+        // Who speaks already was there before, perhaps under another master, and has not heard of it.
+        if seat.joined != Some(self.cycle) {
+            seat.joined = None;
+        } else if class != class::ALARM {
+            self.duties.release |= bit(node);
+            return Heard::Stranger;
+        }
+        if seat.window != self.cycle {
+            seat.window = self.cycle;
             seat.frames = 0;
             seat.states = 0;
             seat.alarms = 0;
@@ -751,6 +764,7 @@ impl Seats {
         for seat in &mut self.seats {
             seat.receivers = [Receiver::Nothing; 16];
             (seat.window, seat.states, seat.alarms, seat.frames) = (0, 0, 0, 0);
+            seat.joined = None;
         }
     }
 
@@ -773,11 +787,13 @@ impl Seats {
                 receivers,
                 heard,
                 vacated,
+                joined,
                 window,
                 states,
                 alarms,
                 frames,
             } = seat;
+            p.value(joined.map_or(0, |cycle| 1 + u64::from(cycle)));
             let warm = vacated.filter(|at| Self::warm(p.now(), schedule, Some(*at)));
             p.maybe(warm, schedule.master_silence);
             match state {

@@ -267,6 +267,7 @@ impl MasterLink {
     #[cfg(feature = "model")]
     pub fn forget(&mut self) {
         self.core.cycle = 0;
+        self.core.seats.cycle = 0;
         self.core.next_tag = 0;
         self.core.stats = MasterStats::default();
         self.core.seats.forget();
@@ -341,6 +342,7 @@ impl Core {
             now + self.schedule.cycle
         });
         self.cycle = self.cycle.wrapping_add(1);
+        self.seats.cycle = self.cycle;
         self.next_tag = self.next_tag.wrapping_add(1);
     }
 
@@ -381,7 +383,7 @@ impl Core {
     ) -> Option<u8> {
         let node = NodeId::new(id.node())?;
         let seats = &mut self.seats;
-        match seats.hear(now, &self.schedule, self.cycle, node, id.class(), counter) {
+        match seats.hear(now, &self.schedule, node, id.class(), counter) {
             Heard::Fresh(lost) => {
                 if lost > 0 {
                     self.stats.lost += u64::from(lost);

@@ -687,7 +687,8 @@ impl MasterClock {
         }
         let in_time = cycle * step.into() <= elapsed + cycle; // either may have been late
         let Some(known) = self.at(at).filter(|_| in_time) else {
-            return in_time;
+            // Its clock not known yet: then the numbers have to keep up with time, too.
+            return in_time && elapsed <= cycle * step.into() + half;
         };
         let known = known.as_micros().wrapping_sub(half.as_micros());
         let ahead = u64::from(sync.previous_us).wrapping_sub(known) % CLOCK_WRAP;

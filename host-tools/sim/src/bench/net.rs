@@ -444,6 +444,11 @@ impl Net {
                             let to = port.index().checked_sub(1);
                             self.carry(port, to, 0, Cargo::Sent(mailbox));
                         }
+                        // On the bus at last: mailboxes take frames from now on.
+                        CanEvent::State { port, .. } => match port.index().checked_sub(1) {
+                            Some(i) => self.drain(i),
+                            None => self.drain_master(None),
+                        },
                         _ => {}
                     }
                 }
