@@ -21,6 +21,7 @@ mod serial;
 use crate::budget::Budget;
 use crate::join::{self, Description, PROTOCOL_VERSION};
 use crate::message::*;
+use crate::schedule::part;
 pub(crate) use serial::{RANGING, signal};
 
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
@@ -510,7 +511,14 @@ impl Core {
     /// Before a SYNC's counter is judged: whether it comes from another session of the master than
     /// what we heard so far, or from the first. Who restarted knows no members: the seat is lost.
     fn new_session(&mut self, now: Instant, sync: &Sync) -> bool {
-        if self.master_alive(now) && self.clock.follows(now, sync, self.schedule.cycle) {
+        let cycle = self.schedule.cycle;
+        let follows = match self.heard.filter(|_| self.master_alive(now)) {
+            None => false,
+            // Seated without a SYNC heard: the first one comes within a cycle.
+            Some(heard) if self.clock.last.is_none() => now.since(heard) < part(cycle, 110),
+            Some(_) => self.clock.follows(now, sync, cycle),
+        };
+        if follows {
             return false;
         }
         self.clock = MasterClock::default();
@@ -673,14 +681,14 @@ impl MasterClock {
     }
 
     /// Whether a SYNC can be of the master that we heard last: it counts on, no faster than time
-    /// passes, and by its clock the SYNC before it was not before the last one we heard. A repeated
-    /// one is left to the counter.
+    /// passes, and by its clock the SYNC before it was not before the last one we heard, give or take
+    /// two that the master did not see go out. A repeated one is left to the counter.
     fn follows(&self, now: Instant, sync: &Sync, cycle: Duration) -> bool {
         let Some((at, last)) = self.last else {
             return true;
         };
         let elapsed = now.since(at);
-        let half = Duration::from_nanos(cycle.as_nanos() / 2);
+        let half = part(cycle, 50);
         let step = sync.cycle.wrapping_sub(last);
         if step == 0 {
             return elapsed < half;
@@ -690,9 +698,10 @@ impl MasterClock {
             // Its clock not known yet: then the numbers have to keep up with time, too.
             return in_time && elapsed <= cycle * step.into() + half;
         };
-        let known = known.as_micros().wrapping_sub(half.as_micros());
+        let early = cycle * 2 + half;
+        let known = known.as_micros().wrapping_sub(early.as_micros());
         let ahead = u64::from(sync.previous_us).wrapping_sub(known) % CLOCK_WRAP;
-        ahead <= (elapsed + cycle).as_micros()
+        ahead <= (early + elapsed + half).as_micros()
     }
 
     fn at(&self, now: Instant) -> Option<Instant> {

@@ -420,6 +420,7 @@ impl Net {
         match &mut self.medium {
             Medium::Can(can) => {
                 let mut inbox = std::mem::take(&mut self.can_inbox);
+                let mut ready = Vec::new();
                 can.handle_timeout(now, &mut |event| inbox.push(event));
                 for event in inbox.drain(..) {
                     match event {
@@ -444,15 +445,18 @@ impl Net {
                             let to = port.index().checked_sub(1);
                             self.carry(port, to, 0, Cargo::Sent(mailbox));
                         }
-                        // On the bus at last: mailboxes take frames from now on.
-                        CanEvent::State { port, .. } => match port.index().checked_sub(1) {
-                            Some(i) => self.drain(i),
-                            None => self.drain_master(None),
-                        },
+                        CanEvent::State { port, .. } => ready.push(port),
                         _ => {}
                     }
                 }
                 self.can_inbox = inbox;
+                // Who is on the bus at last: its mailboxes take frames from now on.
+                for port in ready {
+                    match port.index().checked_sub(1) {
+                        Some(i) => self.drain(i),
+                        None => self.drain_master(None),
+                    }
+                }
             }
             Medium::Serial(line) => {
                 let mut inbox = std::mem::take(&mut self.line_inbox);
