@@ -9,12 +9,15 @@
 //!   |<-- release: reason, uid    |   seat lost, or none to be had
 //! ```
 //!
-//! All start with class 15, so they lose arbitration against every cyclic message.
+//! They start with class 15, so they lose arbitration against every cyclic message, or, when prompt,
+//! with what only SYNC's class has left free, and pass before orders and everything cyclic. Prompt are
+//! the first claim after power on, one assignment per cycle that answers such a claim, and its
+//! confirmation.
 //!
 //! ```text
-//! 1111 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason)
-//! 1111 0 01 0000000000000000 nnnnnnn   confirm
-//! 1111 0 1h hhhhhhhhhhhhhhhh hhhhhhh   claim (23 bits of hash)
+//! pppp 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason); p = 15, or 2 and
+//! pppp 0 01 0000000000000000 nnnnnnn   confirm                              1 instead of the first 0
+//! pppp 0 1h hhhhhhhhhhhhhhhh hhhhhhh   claim (23 bits of hash)              behind it when prompt
 //! 1111 1 00 000000000000000d nnnnnnn   management, d = 0 to the slave, 1 to the master
 //! ```
 
@@ -28,6 +31,12 @@ use helio_units::{NodeId, Uid};
 pub const PROTOCOL_VERSION: u8 = 1;
 
 const JOIN: u32 = 0xf << 25;
+/// Prompt frames have this instead. The seat bits of SYNC's class, which are 0 in SYNC, begin with 1.
+const PROMPT: u32 = (class::SYNC as u32) << 25 | 1 << 24;
+/// The most urgent identifier of a prompt frame.
+pub const FIRST_PROMPT: u32 = PROMPT;
+/// Bits that tell the kind and whose it is.
+const BODY: u32 = (1 << 24) - 1;
 /// The most urgent 29-bit identifier; the lower 25 bits tell what and whose.
 pub const FIRST_EXTENDED: u32 = JOIN;
 const CONFIRM: u32 = JOIN | 1 << 22;
@@ -48,9 +57,13 @@ pub struct Description {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extended<'a> {
     /// A slave without a seat asks for one.
-    Claim(Uid),
+    Claim { uid: Uid, prompt: bool },
     /// The master gives a seat.
-    Assign { node: NodeId, uid: Uid },
+    Assign {
+        node: NodeId,
+        uid: Uid,
+        prompt: bool,
+    },
     /// The master takes a seat back: from `uid`, from whoever sits on `node`, or with both from
     /// whoever sits on `node` and is not `uid`.
     Release {
@@ -130,16 +143,20 @@ impl Description {
     }
 }
 
-/// Frame of a claim. Classic format: devices with one uid send it at the same time, and
+fn urgency(id: u32, prompt: bool) -> u32 {
+    if prompt { PROMPT | id & BODY } else { id }
+}
+
+/// Frame of a claim; the first one after power on is prompt. Classic format: devices with one uid send it at the same time, and
 /// identical frames merge only at the arbitration bit rate.
 pub fn claim(uid: Uid, attempt: u32) -> Option<CanFrame> {
-    let id = CLAIM | hash(uid, attempt) as u32 & HASH_MASK;
+    let id = urgency(CLAIM | hash(uid, attempt) as u32 & HASH_MASK, attempt == 0);
     CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
 }
 
 /// Frame of an assignment.
-pub fn assign(node: NodeId, uid: Uid) -> Option<CanFrame> {
-    let id = JOIN | u32::from(node.get());
+pub fn assign(node: NodeId, uid: Uid, prompt: bool) -> Option<CanFrame> {
+    let id = urgency(JOIN | u32::from(node.get()), prompt);
     CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
 }
 
@@ -151,7 +168,7 @@ pub fn release(node: Option<NodeId>, uid: Option<Uid>, reason: LeaveReason) -> O
 }
 
 /// Frame of a confirmation.
-pub fn confirm(node: NodeId, uid: Uid, description: Description) -> Option<CanFrame> {
+pub fn confirm(node: NodeId, uid: Uid, description: Description, prompt: bool) -> Option<CanFrame> {
     let mut data = [0; 8];
     let mut w = Writer::new(&mut data);
     w.put(0, 12);
@@ -161,11 +178,8 @@ pub fn confirm(node: NodeId, uid: Uid, description: Description) -> Option<CanFr
     w.finish();
     let (head, body) = data.split_at_mut(1);
     head.copy_from_slice(&[check8(DataId::new(class::JOIN, node.get()), body)]);
-    CanFrame::new(
-        CanId::Extended(CONFIRM | u32::from(node.get())),
-        false,
-        &data,
-    )
+    let id = urgency(CONFIRM | u32::from(node.get()), prompt);
+    CanFrame::new(CanId::Extended(id), false, &data)
 }
 
 /// Identifier of management frames.
@@ -180,6 +194,8 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
     };
     let node = NodeId::new(id as u8 & 0x7f);
     let uid = || Some(Uid::new(u64::from_le_bytes(frame.data().try_into().ok()?)));
+    let prompt = id & !BODY == PROMPT;
+    let id = if prompt { JOIN | id & BODY } else { id };
     if id & MANAGEMENT == MANAGEMENT {
         return match id & !MANAGEMENT & !0x7f {
             0 => Some(Extended::ToSlave(node?, frame.data())),
@@ -191,7 +207,7 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
         return None;
     }
     if id & CLAIM == CLAIM {
-        return uid()?.map(Extended::Claim);
+        return uid()?.map(|uid| Extended::Claim { uid, prompt });
     }
     if id & CONFIRM == CONFIRM {
         let node = node.filter(|_| id & !CONFIRM & !0x7f == 0)?;
@@ -216,6 +232,7 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
         0 => Some(Extended::Assign {
             node: node?,
             uid: uid?,
+            prompt,
         }),
         code => Some(Extended::Release {
             node,
@@ -237,7 +254,7 @@ pub fn slave_accepts(frame_id: CanId, own: Option<NodeId>) -> bool {
         CanId::Extended(id) if id & MANAGEMENT == MANAGEMENT => {
             own.is_some_and(|own| management_id(own, false) == frame_id)
         }
-        CanId::Extended(id) => id & !0x7ff == JOIN,
+        CanId::Extended(id) => matches!(id & !0x7ff, JOIN | PROMPT),
     }
 }
 
@@ -263,8 +280,10 @@ mod tests {
         };
         let read = |frame: &Option<CanFrame>| {
             decode(frame.as_ref().expect("a frame")).map(|e| match e {
-                Extended::Claim(uid) => (0, 0, uid.get()),
-                Extended::Assign { node, uid } => (1, node.get(), uid.get()),
+                Extended::Claim { uid, prompt } => (u8::from(prompt) << 7, 0, uid.get()),
+                Extended::Assign { node, uid, prompt } => {
+                    (1 | u8::from(prompt) << 7, node.get(), uid.get())
+                }
                 Extended::Release { node, uid, reason } => (
                     10 + reason_code(reason),
                     node.map_or(0, NodeId::get),
@@ -282,14 +301,20 @@ mod tests {
                 Extended::ToMaster(node, data) => (4, node.get(), data.len() as u64),
             })
         };
+        assert_eq!(read(&claim(uid, 0)), Some((0x80, 0, uid.get())));
         assert_eq!(read(&claim(uid, 7)), Some((0, 0, uid.get())));
-        assert_eq!(read(&assign(node(127), uid)), Some((1, 127, uid.get())));
+        for (prompt, kind) in [(false, 1), (true, 0x81)] {
+            let out = assign(node(127), uid, prompt);
+            assert_eq!(read(&out), Some((kind, 127, uid.get())));
+        }
         let out = release(None, Some(uid), LeaveReason::Full);
         assert_eq!(read(&out), Some((15, 0, uid.get())));
         let out = release(Some(node(3)), None, LeaveReason::Silence);
         assert_eq!(read(&out), Some((11, 3, 0)));
-        let out = confirm(node(9), uid, description);
-        assert_eq!(read(&out), Some((2, 9, 0x89ab_cdef)));
+        for prompt in [false, true] {
+            let out = confirm(node(9), uid, description, prompt);
+            assert_eq!(read(&out), Some((2, 9, 0x89ab_cdef)));
+        }
         for (to_master, kind) in [(false, 3), (true, 4)] {
             let out = CanFrame::new(management_id(node(5), to_master), false, &[1, 2]);
             assert_eq!(read(&out), Some((kind, 5, 2)));
@@ -297,11 +322,15 @@ mod tests {
     }
 
     #[test]
-    fn joining_never_wins_against_a_cyclic_message() {
+    fn joining_never_wins_against_a_cyclic_message_unless_it_is_prompt() {
         // An extended frame loses against a standard one with the same first 11 bits.
         let lowest_extended = JOIN >> 18;
         let highest_cyclic = u32::from(DataId::new(class::BULK, 127).0);
         assert!(lowest_extended > highest_cyclic);
+        // What is prompt passes behind SYNC and before orders, whatever its hash.
+        let of = |class, n| u32::from(DataId::new(class, n).0);
+        assert!(PROMPT >> 18 > of(class::SYNC, 0));
+        assert!((PROMPT | BODY) >> 18 < of(class::COMMAND, 0));
     }
 
     #[test]
@@ -319,6 +348,8 @@ mod tests {
             (std(class::ALARM, 6), false),
             (CanId::Extended(JOIN | 6), true),
             (CanId::Extended(JOIN | 5 << 7), true),
+            (CanId::Extended(PROMPT | 6), true),
+            (CanId::Extended(PROMPT | CLAIM & BODY | 6), false),
             (CanId::Extended(CONFIRM | 6), false),
             (CanId::Extended(CLAIM | 6), false),
             (management_id(node(5), false), true),

@@ -103,6 +103,8 @@ enum State {
 pub struct Duties {
     /// Seats whose occupant is to be told its seat.
     assign: u128,
+    /// Those of them that are told promptly.
+    prompt: u128,
     /// Seats on which somebody speaks who should join anew.
     release: u128,
     /// Devices that are told to go, or that there is nothing for them.
@@ -156,6 +158,7 @@ impl Seats {
             seats: [EMPTY; SEATS],
             duties: Duties {
                 assign: 0,
+                prompt: 0,
                 release: 0,
                 refuse: Deque::new(),
                 quarantine: 0,
@@ -631,7 +634,34 @@ impl Seats {
 
     /// The next seat whose occupant is to be told.
     pub fn next_assign(&mut self, now: Instant, schedule: &Schedule) -> Option<(NodeId, Uid)> {
-        while let Some(node) = pop(&mut self.duties.assign) {
+        let mut set = self.duties.assign & !self.duties.prompt;
+        let next = self.assign_of(now, schedule, &mut set);
+        self.duties.assign = set | self.duties.assign & self.duties.prompt;
+        next
+    }
+
+    /// The same for those that are told promptly.
+    pub fn next_prompt(&mut self, now: Instant, schedule: &Schedule) -> Option<(NodeId, Uid)> {
+        let mut set = core::mem::take(&mut self.duties.prompt) & self.duties.assign;
+        let all = set;
+        let next = self.assign_of(now, schedule, &mut set);
+        self.duties.prompt = set;
+        self.duties.assign &= !(all & !set);
+        next
+    }
+
+    /// The answer to a claim goes promptly.
+    pub fn answer_promptly(&mut self, node: NodeId) {
+        self.duties.prompt |= bit(node) & self.duties.assign;
+    }
+
+    fn assign_of(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        set: &mut u128,
+    ) -> Option<(NodeId, Uid)> {
+        while let Some(node) = pop(set) {
             match self.seats.get_mut(node.index()).map(|s| &mut s.state) {
                 Some(State::Offered { uid, retry_at, .. }) => {
                     *retry_at = now + schedule.join_retry;
@@ -852,11 +882,12 @@ impl Seats {
         }
         let Duties {
             assign,
+            prompt,
             release,
             refuse,
             quarantine,
         } = &self.duties;
-        for set in [assign, release, quarantine] {
+        for set in [assign, prompt, release, quarantine] {
             p.value(*set as u64);
             p.value((*set >> 64) as u64);
         }

@@ -20,6 +20,8 @@ pub(super) struct Can {
     order_counters: [u8; 128],
     /// Orders may not push cyclic data over its bounds.
     order_budget: Budget,
+    /// Nor may prompt assignments: one per cycle.
+    prompt_budget: Budget,
 }
 
 impl Can {
@@ -32,6 +34,7 @@ impl Can {
             sync_counter: 0,
             order_counters: [0; 128],
             order_budget: Budget::new(super::ORDER_BURST, eighth),
+            prompt_budget: Budget::new(1, schedule.cycle),
         }
     }
 
@@ -51,11 +54,13 @@ impl Can {
             sync_counter,
             order_counters,
             order_budget,
+            prompt_budget,
         } = self;
         p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
         p.value((*sync_counter).into());
         order_counters.iter().for_each(|c| p.value((*c).into()));
         p.budget(order_budget);
+        p.budget(prompt_budget);
     }
 
     pub(super) fn start_cycle(&mut self, core: &mut Core) {
@@ -97,8 +102,11 @@ impl Can {
 
     fn handle_extended(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
         match join::decode(frame) {
-            Some(Extended::Claim(uid)) => {
-                core.seats.claim(now, &core.schedule, uid);
+            Some(Extended::Claim { uid, prompt }) => {
+                let node = core.seats.claim(now, &core.schedule, uid);
+                if let Some(node) = node.filter(|_| prompt && self.prompt_budget.take(now)) {
+                    core.seats.answer_promptly(node);
+                }
             }
             Some(Extended::Confirm {
                 node,
@@ -130,7 +138,11 @@ impl Can {
     ) -> Option<CanFrame> {
         match mailbox {
             Mailbox::Urgent => self.poll_urgent(core, now),
-            Mailbox::Cyclic => None,
+            // A mailbox of its own: in the last one a datagram may wait for everything cyclic.
+            Mailbox::Cyclic => {
+                let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
+                join::assign(node, uid, true)
+            }
             Mailbox::Management => poll_management(core, now),
         }
     }
@@ -168,7 +180,7 @@ impl Can {
 fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
     if core.seats.has_duties() {
         if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
-            return join::assign(node, uid);
+            return join::assign(node, uid, false);
         }
         if let Some((uid, reason)) = core.seats.next_refusal() {
             return join::release(None, Some(uid), reason);
