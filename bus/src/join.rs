@@ -91,9 +91,28 @@ pub const fn mix(x: u64) -> u64 {
     x ^ x >> 31
 }
 
-/// Hash of a device for its `attempt`-th try.
-pub const fn hash(uid: Uid, attempt: u32) -> u64 {
-    mix(uid.get() ^ (attempt as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+/// Inverse of [`mix`].
+const fn unmix(x: u64) -> u64 {
+    let x = (x ^ x >> 31 ^ x >> 62).wrapping_mul(0x3196_42b2_d24d_8ec3);
+    let x = (x ^ x >> 27 ^ x >> 54).wrapping_mul(0x96de_1b17_3f11_9089);
+    x ^ x >> 30 ^ x >> 60
+}
+
+/// What makes one attempt differ from another.
+const fn salt(attempt: u8) -> u64 {
+    (attempt as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Bits of a hash in the identifier of a claim.
+const HASH_BITS: u32 = HASH_MASK.count_ones();
+/// Lower bits of an id in a confirmation.
+const UID_BITS: u32 = 22;
+/// Attempts that differ: 7 bits.
+const ATTEMPTS: u32 = 1 << 7;
+
+/// What a confirmation tells of an id.
+pub const fn uid_low(uid: Uid) -> u32 {
+    uid.get() as u32 & ((1 << UID_BITS) - 1)
 }
 
 /// A reason as a number; 0 is an assignment.
@@ -149,9 +168,25 @@ fn urgency(id: u32, prompt: bool) -> u32 {
 
 /// Frame of a claim; the first one after power on is prompt. Classic format: devices with one uid send it at the same time, and
 /// identical frames merge only at the arbitration bit rate.
+///
+/// A hash of all 64 bits of id, different for each attempt, is cut in two: the lower 23 bits go into
+/// the identifier, so that few claims meet in arbitration; the other 41 and the attempt are the data.
 pub fn claim(uid: Uid, attempt: u32) -> Option<CanFrame> {
-    let id = urgency(CLAIM | hash(uid, attempt) as u32 & HASH_MASK, attempt == 0);
-    CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
+    let salted = (attempt % ATTEMPTS) as u8;
+    let hash = mix(uid.get() ^ salt(salted));
+    let id = urgency(CLAIM | hash as u32 & HASH_MASK, attempt == 0);
+    let rest = (hash >> HASH_BITS) << 7 | u64::from(salted);
+    let [data @ .., _, _] = rest.to_le_bytes();
+    CanFrame::new(CanId::Extended(id), false, &data)
+}
+
+fn claimed_by(id: u32, data: &[u8]) -> Option<Uid> {
+    let [a, b, c, d, e, f] = *data else {
+        return None;
+    };
+    let rest = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+    let hash = (rest >> 7) << HASH_BITS | u64::from(id & HASH_MASK);
+    Uid::new(unmix(hash) ^ salt(a & 0x7f))
 }
 
 /// Frame of an assignment.
@@ -169,12 +204,11 @@ pub fn release(node: Option<NodeId>, uid: Option<Uid>, reason: LeaveReason) -> O
 
 /// Frame of a confirmation.
 pub fn confirm(node: NodeId, uid: Uid, description: Description, prompt: bool) -> Option<CanFrame> {
-    let mut data = [0; 8];
+    let mut data = [0; 6];
     let mut w = Writer::new(&mut data);
-    w.put(0, 12);
+    w.put(0, 8);
     description.put(&mut w);
-    w.put(0, 2);
-    w.put(uid.get() as u32, 32);
+    w.put(uid_low(uid), UID_BITS);
     w.finish();
     let (head, body) = data.split_at_mut(1);
     head.copy_from_slice(&[check8(DataId::new(class::JOIN, node.get()), body)]);
@@ -207,23 +241,22 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
         return None;
     }
     if id & CLAIM == CLAIM {
-        return uid()?.map(|uid| Extended::Claim { uid, prompt });
+        let uid = claimed_by(id, frame.data())?;
+        return Some(Extended::Claim { uid, prompt });
     }
     if id & CONFIRM == CONFIRM {
         let node = node.filter(|_| id & !CONFIRM & !0x7f == 0)?;
         let [check, body @ ..] = frame.data() else {
             return None;
         };
-        if body.len() != 7 || check8(DataId::new(class::JOIN, node.get()), body) != *check {
+        if body.len() != 5 || check8(DataId::new(class::JOIN, node.get()), body) != *check {
             return None;
         }
         let mut r = Reader::new(body);
-        r.take(4);
         let description = Description::take(&mut r);
-        r.take(2);
         return Some(Extended::Confirm {
             node,
-            uid_low: r.take(32),
+            uid_low: r.take(UID_BITS),
             description,
         });
     }
@@ -313,7 +346,7 @@ mod tests {
         assert_eq!(read(&out), Some((11, 3, 0)));
         for prompt in [false, true] {
             let out = confirm(node(9), uid, description, prompt);
-            assert_eq!(read(&out), Some((2, 9, 0x89ab_cdef)));
+            assert_eq!(read(&out), Some((2, 9, 0x2b_cdef)));
         }
         for (to_master, kind) in [(false, 3), (true, 4)] {
             let out = CanFrame::new(management_id(node(5), to_master), false, &[1, 2]);
@@ -362,6 +395,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_claim_tells_the_whole_id(raw in 1..=u64::MAX, attempt in 0..300u32) {
+            let uid = Uid::new(raw).expect("not 0");
+            let frame = claim(uid, attempt).expect("fits");
+            let read = matches!(decode(&frame), Some(Extended::Claim { uid: u, prompt })
+                if u == uid && prompt == (attempt == 0));
+            prop_assert!(read);
+            prop_assert_eq!(mix(unmix(raw)), raw);
+        }
+
         #[test]
         fn any_identifier_and_data_is_read_without_panic(
             id in 0..1u32 << 29, data in proptest::collection::vec(any::<u8>(), 0..=8),

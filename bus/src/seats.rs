@@ -285,6 +285,14 @@ impl Seats {
         Ok(node)
     }
 
+    /// Whether seats are offered and none is taken.
+    pub fn only_offers(&self) -> bool {
+        let mut states = self.seats.iter().map(|seat| &seat.state);
+        let taken = |s: &State| matches!(s, State::Member { .. });
+        let offered = |s: &State| matches!(s, State::Offered { .. });
+        !states.clone().any(taken) && states.any(offered)
+    }
+
     /// Whether somebody may take this seat: it has a slot to say so on RS485.
     pub fn is_offered(&self, node: NodeId) -> bool {
         let seat = self.seats.get(node.index());
@@ -313,7 +321,7 @@ impl Seats {
         self.seat(now, schedule, node, Device { uid, capabilities })
     }
 
-    /// A device says that it has taken its seat. `uid_low` is the lower half of its id.
+    /// A device says that it has taken its seat. `uid_low` is the lower part of its id.
     pub fn confirm(
         &mut self,
         now: Instant,
@@ -324,7 +332,7 @@ impl Seats {
     ) -> Option<MasterEvent> {
         let seat = self.seats.get_mut(node.index())?;
         match seat.state {
-            State::Offered { uid, before, .. } if uid.get() as u32 == uid_low => {
+            State::Offered { uid, before, .. } if crate::join::uid_low(uid) == uid_low => {
                 if description.version != PROTOCOL_VERSION {
                     self.revert(node);
                     self.refuse(uid, LeaveReason::Version);
@@ -340,7 +348,7 @@ impl Seats {
                 }
                 self.seat(now, schedule, node, Device { uid, capabilities })
             }
-            State::Member { device, probes, .. } if device.uid.get() as u32 == uid_low => {
+            State::Member { device, probes, .. } if crate::join::uid_low(device.uid) == uid_low => {
                 if probes <= PROBES {
                     seat.heard = now;
                 }
@@ -648,6 +656,13 @@ impl Seats {
         self.duties.prompt = set;
         self.duties.assign &= !(all & !set);
         next
+    }
+
+    /// Whether nobody says anything cyclic yet: all members there are joined in this cycle.
+    pub fn is_young(&self) -> bool {
+        self.seats.iter().all(|seat| {
+            !matches!(seat.state, State::Member { .. }) || seat.joined == Some(self.cycle)
+        })
     }
 
     /// The answer to a claim goes promptly.

@@ -20,7 +20,7 @@ pub(super) struct Can {
     order_counters: [u8; 128],
     /// Orders may not push cyclic data over its bounds.
     order_budget: Budget,
-    /// Nor may prompt assignments: one per cycle.
+    /// Nor may prompt assignments: one per cycle, once there is cyclic data.
     prompt_budget: Budget,
 }
 
@@ -104,7 +104,9 @@ impl Can {
         match join::decode(frame) {
             Some(Extended::Claim { uid, prompt }) => {
                 let node = core.seats.claim(now, &core.schedule, uid);
-                if let Some(node) = node.filter(|_| prompt && self.prompt_budget.take(now)) {
+                let young = core.seats.is_young();
+                let prompt = prompt && (young || self.prompt_budget.take(now));
+                if let Some(node) = node.filter(|_| prompt) {
                     core.seats.answer_promptly(node);
                 }
             }

@@ -137,6 +137,9 @@ impl MasterLink {
     /// Early and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.core.handle_timeout(now);
+        if let Medium::Serial(serial) = &mut self.medium {
+            serial.handle_timeout(&mut self.core, now);
+        }
         let at = *self.core.cycle_at.get_or_insert(now);
         if now >= at {
             self.core.start_cycle(now, at);
@@ -247,7 +250,7 @@ impl MasterLink {
             later(core.sessions_timeout()),
             later(match &self.medium {
                 Medium::Can(can) => can.poll_timeout(core),
-                Medium::Serial(serial) => serial.poll_timeout(),
+                Medium::Serial(serial) => serial.poll_timeout(core),
             }),
         ])
     }

@@ -183,11 +183,26 @@ impl Serial {
         }
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    /// When every group of claims is resolved. Nobody says anything but seats are given: then the
+    /// next beacon, which lets them be taken, need not wait for the end of the superframe.
+    fn early_at(&self, core: &Core) -> Option<Instant> {
+        let plan = self.plan.as_ref()?;
+        let slot = u32::from(self.groups.1).saturating_add(self.groups.0);
+        let at = plan.join(u16::try_from(slot).ok()?)?;
+        (!self.beacon_due && self.joining.is_none() && core.seats.only_offers()).then_some(at)
+    }
+
+    pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
+        if self.early_at(core).is_some_and(|at| now >= at) {
+            core.cycle_at = core.cycle_at.min(Some(now));
+        }
+    }
+
+    pub(super) fn poll_timeout(&self, core: &Core) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
         let answer = self.joining.map(|(at, _)| at);
-        crate::slave::earliest([window, answer])
+        crate::slave::earliest([window, answer, self.early_at(core)])
     }
 
     pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
@@ -259,6 +274,7 @@ impl Serial {
             orders: orders.len() as u8,
             pairs: 0,
             depth: self.depth,
+            stretched: false,
             roles,
         };
         let end = now + self.timing.beacon(schedule.seats);
@@ -274,7 +290,11 @@ impl Serial {
                 beacon.pairs -= 1;
             }
         }
+        beacon.stretched = roles == [Role::default(); 127] && self.depth == COLD;
         let mut next = plan(&beacon);
+        if let Some(at) = &mut core.cycle_at {
+            *at = *at + next.length - schedule.cycle;
+        }
         while beacon.depth > 0 && 1u32 << beacon.depth > next.joins.into() {
             beacon.depth -= 1;
             next.depth = beacon.depth;

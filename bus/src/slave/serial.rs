@@ -254,7 +254,7 @@ impl Serial {
     }
 
     pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
-        let over = |plan: &Plan| now.since(plan.beacon) > core.schedule.cycle + plan.timing.brk;
+        let over = |plan: &Plan| now.since(plan.beacon) > plan.length + plan.timing.brk;
         if self.plan.as_ref().is_some_and(over) {
             core.stats.overwritten += u64::from(self.state_at.is_some());
             self.leave_superframe();
@@ -319,7 +319,7 @@ impl Serial {
                 at => Some(at),
             }),
             claim.filter(|_| core.node().is_none()),
-            plan.map(|p| p.beacon + core.schedule.cycle + p.timing.brk * 2),
+            plan.map(|p| p.beacon + p.length + p.timing.brk * 2),
         ];
         earliest(times.map(|t| t.filter(|t| *t > now)))
     }
