@@ -33,8 +33,13 @@ pub const PROTOCOL_VERSION: u8 = 1;
 const JOIN: u32 = 0xf << 25;
 /// Prompt frames have this instead. The seat bits of SYNC's class, which are 0 in SYNC, begin with 1.
 const PROMPT: u32 = (class::SYNC as u32) << 25 | 1 << 24;
-/// The most urgent identifier of a prompt frame.
-pub const FIRST_PROMPT: u32 = PROMPT;
+/// Identifiers of prompt claims, assignments and confirmations: where they begin, and how many of
+/// their lowest bits differ.
+pub const PROMPT_IDS: [(u32, u32); 3] = [
+    (PROMPT | CLAIM & BODY, HASH_BITS),
+    (PROMPT, 7),
+    (PROMPT | CONFIRM & BODY, 7),
+];
 /// Bits that tell the kind and whose it is.
 const BODY: u32 = (1 << 24) - 1;
 /// The most urgent 29-bit identifier; the lower 25 bits tell what and whose.

@@ -29,8 +29,14 @@ pub const SEATS: usize = 127;
 const TRIES: u8 = 4;
 /// An offer on RS485 stands for so many cycles.
 pub const OFFER_CYCLES: u64 = 3;
+/// Times that a member was asked for a sign of life before it is gone.
+const ASKED: u8 = 2;
+/// When it is asked first and how long after that again, hundredths of its silence: later than a
+/// healthy slave is silent between what it says in a cycle, and twice before the end.
+const PROBE: u64 = 77;
+const PROBE_AGAIN: u64 = 11;
 /// Signs of life that count while nothing cyclic comes.
-const PROBES: u8 = 4;
+const PROBES: u8 = 8;
 /// Longest quarantine.
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
 /// A device that behaved for so long starts again with the shortest quarantine.
@@ -85,6 +91,8 @@ enum State {
         probed: Instant,
         /// How often since its last cyclic message.
         probes: u8,
+        /// How often that was on the wire since its last sign of life, and when it last was.
+        told: (u8, Instant),
     },
     Vacant {
         device: Device,
@@ -105,6 +113,8 @@ pub struct Duties {
     assign: u128,
     /// Those of them that are told promptly.
     prompt: u128,
+    /// Those that are members and are asked for a sign of life.
+    probe: u128,
     /// Seats on which somebody speaks who should join anew.
     release: u128,
     /// Devices that are told to go, or that there is nothing for them.
@@ -159,6 +169,7 @@ impl Seats {
             duties: Duties {
                 assign: 0,
                 prompt: 0,
+                probe: 0,
                 release: 0,
                 refuse: Deque::new(),
                 quarantine: 0,
@@ -331,8 +342,8 @@ impl Seats {
         description: Description,
     ) -> Option<MasterEvent> {
         let seat = self.seats.get_mut(node.index())?;
-        match seat.state {
-            State::Offered { uid, before, .. } if crate::join::uid_low(uid) == uid_low => {
+        match &mut seat.state {
+            &mut State::Offered { uid, before, .. } if crate::join::uid_low(uid) == uid_low => {
                 if description.version != PROTOCOL_VERSION {
                     self.revert(node);
                     self.refuse(uid, LeaveReason::Version);
@@ -348,8 +359,14 @@ impl Seats {
                 }
                 self.seat(now, schedule, node, Device { uid, capabilities })
             }
-            State::Member { device, probes, .. } if crate::join::uid_low(device.uid) == uid_low => {
-                if probes <= PROBES {
+            State::Member {
+                device,
+                probes,
+                told,
+                ..
+            } if crate::join::uid_low(device.uid) == uid_low => {
+                if *probes <= PROBES {
+                    told.0 = 0;
                     seat.heard = now;
                 }
                 None
@@ -382,6 +399,7 @@ impl Seats {
             challenged: None,
             probed: now,
             probes: 0,
+            told: (0, now),
         };
         seat.heard = now;
         seat.joined = Some(self.cycle);
@@ -414,8 +432,13 @@ impl Seats {
             return Heard::Stranger;
         };
         let device = match &mut seat.state {
-            State::Member { device, probes, .. } => {
-                *probes = 0;
+            State::Member {
+                device,
+                probes,
+                told,
+                ..
+            } => {
+                (*probes, told.0) = (0, 0);
                 device
             }
             State::Offered { .. } => {
@@ -590,13 +613,18 @@ impl Seats {
             challenged,
             probed,
             probes,
-            ..
+            told,
         } = &mut seat.state
         else {
             return (Instant::MAX, None);
         };
         let uid = device.uid;
         let silence = schedule.silence_of(device.capabilities, self.ranging);
+        // It says nothing before the next cycle.
+        if schedule.can() && seat.joined == Some(self.cycle) && challenged.is_none() {
+            seat.heard = now;
+            return (now + part(schedule.cycle, 25), None);
+        }
         let dead_at = seat.heard + silence;
         let mut next = dead_at;
         let mut restarted = false;
@@ -610,7 +638,11 @@ impl Seats {
             restarted = now >= at;
             next = next.min(at);
         }
-        if restarted || now >= dead_at {
+        // On CAN it was asked, and did not answer, unless nothing gets out at all.
+        let again = part(silence, PROBE_AGAIN);
+        let unanswered = told.0 >= ASKED && now >= told.1 + again;
+        let asked = !schedule.can() || unanswered || now >= dead_at + silence;
+        if restarted || now >= dead_at && asked {
             seat.state = State::Vacant { device: *device };
             seat.vacated = Some(now);
             if restarted {
@@ -622,14 +654,19 @@ impl Seats {
         // Unheard for too long, but perhaps only twice by chance: assigned its seat once more,
         // it confirms at once.
         if schedule.can() && challenged.is_none() {
-            let probe_at = (seat.heard + part(silence, 70)).max(*probed + part(silence, 15));
+            let probe_at = (seat.heard + part(silence, PROBE)).max(*probed + again);
             if now >= probe_at {
                 *probed = now;
                 *probes = probes.saturating_add(1);
                 self.duties.assign |= bit(node);
-                next = next.min(now + part(silence, 15));
+                self.duties.probe |= bit(node);
+                next = next.min(now + again);
             } else {
                 next = next.min(probe_at);
+            }
+            if now >= dead_at {
+                // Looked at again when an answer is overdue.
+                next = (told.1 + again).max(now + part(again, 25)).min(probe_at);
             }
         }
         (next, None)
@@ -663,6 +700,31 @@ impl Seats {
         self.seats.iter().all(|seat| {
             !matches!(seat.state, State::Member { .. }) || seat.joined == Some(self.cycle)
         })
+    }
+
+    /// Whether a member is to be asked for a sign of life.
+    pub fn has_probes(&self) -> bool {
+        self.duties.probe & self.duties.assign & !self.duties.prompt != 0
+    }
+
+    /// One of them is asked promptly.
+    pub fn probe_promptly(&mut self) {
+        self.duties.probe &= self.duties.assign & !self.duties.prompt;
+        if let Some(node) = pop(&mut self.duties.probe) {
+            self.duties.prompt |= bit(node);
+        }
+    }
+
+    /// An assignment is on the wire.
+    pub fn told(&mut self, now: Instant, node: NodeId) {
+        if let Some(State::Member { told, .. }) =
+            self.seats.get_mut(node.index()).map(|seat| &mut seat.state)
+        {
+            // The answer to the last one that counts is waited for, not that to further ones.
+            if told.0 < ASKED {
+                *told = (told.0 + 1, now);
+            }
+        }
     }
 
     /// The answer to a claim goes promptly.
@@ -863,7 +925,12 @@ impl Seats {
                     challenged,
                     probed,
                     probes,
+                    told,
                 } => {
+                    p.value(told.0.into());
+                    if told.0 > 0 {
+                        p.time(told.1, silence);
+                    }
                     p.value(2);
                     device(p, d);
                     p.maybe(*challenged, silence);
@@ -898,11 +965,12 @@ impl Seats {
         let Duties {
             assign,
             prompt,
+            probe,
             release,
             refuse,
             quarantine,
         } = &self.duties;
-        for set in [assign, prompt, release, quarantine] {
+        for set in [assign, prompt, probe, release, quarantine] {
             p.value(*set as u64);
             p.value((*set >> 64) as u64);
         }

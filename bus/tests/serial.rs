@@ -575,7 +575,9 @@ fn a_slave_gives_up_its_seat_at_the_first_beacon_of_a_new_session() {
         l.run_for(Duration::from_micros(1_234));
         l.master = MasterLink::new(*l.master.schedule());
         // The first one meets the frame under way, the second is heard.
-        l.run_for(Duration::from_nanos(l.master.schedule().cycle.as_nanos() / 2 * 3));
+        l.run_for(Duration::from_nanos(
+            l.master.schedule().cycle.as_nanos() / 2 * 3,
+        ));
         for s in &l.slaves {
             let left = SlaveEvent::Left(LeaveReason::Silence);
             assert!(s.events.iter().any(|e| e.1 == left), "{kind:?}");

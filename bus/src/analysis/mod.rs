@@ -20,7 +20,7 @@ mod serial;
 use crate::Schedule;
 use crate::e2e::DataId;
 use crate::join;
-use crate::master::ORDER_BURST;
+use crate::master::{ORDER_BURST, prompt_burst};
 use crate::message::{BusKind, CanFrame, CanId, Capabilities, MAX_ANCHORS};
 use crate::slave::ALARM_BURST;
 use crate::wire::class;
@@ -105,7 +105,7 @@ pub struct Assumptions {
     pub trips: u16,
     /// Orders that the master gives at once, in each cycle; `u16::MAX`: as many as its budget lets it.
     pub orders: u16,
-    /// Devices that are switched on in one cycle and claim a seat; one of them gets it promptly.
+    /// Devices that are switched on in one cycle and claim a seat; the first two (CAN FD: one) get it promptly.
     pub plugs: u16,
     /// Slaves whose application asks for endless messages: their transmit budget is spent.
     pub babblers: u16,
@@ -128,7 +128,7 @@ impl Assumptions {
             alarms: CALM_ALARMS,
             trips: 1,
             orders: ORDER_BURST,
-            plugs: 1,
+            plugs: prompt_burst(schedule.kind),
             babblers: 0,
             sampling: schedule.sample_grace,
             refill: Duration::ZERO,
@@ -454,17 +454,20 @@ impl<'a> CanModel<'a> {
 
     fn sizes(&self, of: u8) -> Sizes {
         if of == class::JOIN {
-            // One assignment; claims and the confirmation are shorter.
-            let length = |bytes| {
+            let length = |id, free_id, bytes| {
                 let shape = Shape {
-                    free_id: 24,
-                    ..Shape::any(CanId::Extended(join::FIRST_PROMPT), false, bytes)
+                    free_id,
+                    ..Shape::any(CanId::Extended(id), false, bytes)
                 };
                 longest(&shape, self.bit, self.fast).unwrap_or(Duration::ZERO)
             };
+            let plugs = u32::from(self.assumed.plugs);
+            let answers = plugs.min(prompt_burst(self.schedule.kind).into());
+            let [claim, assign, confirm] = join::PROMPT_IDS;
             let mut sizes = Sizes::NONE;
-            sizes.add(length(8), 1);
-            sizes.add(length(6), u32::from(self.assumed.plugs) + 1);
+            sizes.add(length(claim.0, claim.1, 6), plugs);
+            sizes.add(length(assign.0, assign.1, 8), answers);
+            sizes.add(length(confirm.0, confirm.1, 6), answers);
             // Nobody waits for them as one of them.
             sizes.least = sizes.longest;
             return sizes;
@@ -578,10 +581,11 @@ impl<'a> CanModel<'a> {
         // Behind the trip in one mailbox.
         let alarms = u32::from(assumed.alarms).min(n);
         add(key::ALARM, alarms, class::ALARM, cycle, zero, zero, 1);
-        // Claims, one assignment and its confirmation; one after the other, so the last of them may
-        // come together with those of the next cycle.
+        // Claims, prompt assignments and their confirmations, or members that are asked for a sign of
+        // life. One after the other, so the last of them may come together with those of the next cycle.
         let plugs = u32::from(assumed.plugs);
-        let frames = if plugs > 0 { plugs + 2 } else { 0 };
+        let answers = plugs.min(prompt_burst(self.schedule.kind).into());
+        let frames = plugs + 2 * answers;
         add(key::PROMPT, frames, class::JOIN, cycle, zero, part(4), 0);
         // A babbler is told once a millisecond.
         let told = Duration::from_millis(1);

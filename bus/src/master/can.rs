@@ -20,12 +20,16 @@ pub(super) struct Can {
     order_counters: [u8; 128],
     /// Orders may not push cyclic data over its bounds.
     order_budget: Budget,
-    /// Nor may prompt assignments: one per cycle, once there is cyclic data.
+    /// Nor may prompt assignments, once there is cyclic data.
     prompt_budget: Budget,
+    /// Whose assignment is in the mailbox for prompt ones and in the last one.
+    assigning: [Option<NodeId>; 2],
 }
 
 impl Can {
     pub(super) fn new(schedule: &Schedule) -> Self {
+        let prompts = super::prompt_burst(schedule.kind);
+        let share = schedule.cycle.as_nanos() / u64::from(prompts);
         let eighth = Duration::from_nanos(schedule.cycle.as_nanos() / 8);
         Self {
             sync_due: false,
@@ -34,7 +38,8 @@ impl Can {
             sync_counter: 0,
             order_counters: [0; 128],
             order_budget: Budget::new(super::ORDER_BURST, eighth),
-            prompt_budget: Budget::new(1, schedule.cycle),
+            assigning: [None; 2],
+            prompt_budget: Budget::new(prompts, Duration::from_nanos(share)),
         }
     }
 
@@ -55,7 +60,11 @@ impl Can {
             order_counters,
             order_budget,
             prompt_budget,
+            assigning,
         } = self;
+        for node in assigning {
+            p.value(node.map_or(0, |node| node.get().into()));
+        }
         p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
         p.value((*sync_counter).into());
         order_counters.iter().for_each(|c| p.value((*c).into()));
@@ -68,7 +77,16 @@ impl Can {
         self.sync_due = true;
     }
 
-    pub(super) fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+    pub(super) fn handle_sent(&mut self, core: &mut Core, now: Instant, mailbox: Mailbox) {
+        let [prompt, other] = &mut self.assigning;
+        let told = match mailbox {
+            Mailbox::Urgent => None,
+            Mailbox::Cyclic => prompt.take(),
+            Mailbox::Management => other.take(),
+        };
+        if let Some(node) = told {
+            core.seats.told(now, node);
+        }
         if mailbox == Mailbox::Urgent && self.sync_in_flight {
             self.sync_in_flight = false;
             self.previous_us = (now.as_micros() & 0xfff_ffff) as u32;
@@ -142,10 +160,14 @@ impl Can {
             Mailbox::Urgent => self.poll_urgent(core, now),
             // A mailbox of its own: in the last one a datagram may wait for everything cyclic.
             Mailbox::Cyclic => {
+                if core.seats.has_probes() && self.prompt_budget.take(now) {
+                    core.seats.probe_promptly();
+                }
                 let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
+                self.assigning[0] = Some(node);
                 join::assign(node, uid, true)
             }
-            Mailbox::Management => poll_management(core, now),
+            Mailbox::Management => self.poll_management(core, now),
         }
     }
 
@@ -179,20 +201,24 @@ impl Can {
     }
 }
 
-fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
-    if core.seats.has_duties() {
-        if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
-            return join::assign(node, uid, false);
+impl Can {
+    fn poll_management(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
+        self.assigning[1] = None;
+        if core.seats.has_duties() {
+            if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
+                self.assigning[1] = Some(node);
+                return join::assign(node, uid, false);
+            }
+            if let Some((uid, reason)) = core.seats.next_refusal() {
+                return join::release(None, Some(uid), reason);
+            }
+            if let Some((node, uid)) = core.seats.next_release() {
+                return join::release(Some(node), uid, LeaveReason::Silence);
+            }
         }
-        if let Some((uid, reason)) = core.seats.next_refusal() {
-            return join::release(None, Some(uid), reason);
-        }
-        if let Some((node, uid)) = core.seats.next_release() {
-            return join::release(Some(node), uid, LeaveReason::Silence);
-        }
+        let (node, pdu) = core.next_pdu(now)?;
+        CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
     }
-    let (node, pdu) = core.next_pdu(now)?;
-    CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
 }
 
 impl Core {

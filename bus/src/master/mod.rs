@@ -37,6 +37,15 @@ const SESSIONS: usize = 2;
 /// Orders at once on CAN; then one per eighth of a cycle.
 pub(crate) const ORDER_BURST: u16 = 2;
 
+/// Prompt assignments at once on CAN, and in each cycle.
+pub(crate) const fn prompt_burst(kind: BusKind) -> u16 {
+    match kind {
+        // There the cycle is short, and these frames are classic ones.
+        BusKind::CanFd => 1,
+        _ => 2,
+    }
+}
+
 /// The master's end of the bus.
 #[cfg_attr(feature = "model", derive(Clone))]
 pub struct MasterLink {
@@ -114,7 +123,7 @@ impl MasterLink {
     pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
         self.handle_timeout(now);
         if let Medium::Can(can) = &mut self.medium {
-            can.handle_sent(now, mailbox);
+            can.handle_sent(&mut self.core, now, mailbox);
         }
     }
 

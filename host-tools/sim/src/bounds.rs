@@ -176,6 +176,8 @@ pub fn critical(plan: &Plan) -> Result<Comparison, NotJoined> {
     Ok(all)
 }
 
+/// Places for devices that come and go.
+const SPARES: usize = 2;
 /// Cycles in which a worst instant is looked for.
 const CRITICAL_CYCLES: u64 = 500;
 const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
@@ -235,7 +237,7 @@ struct Tally {
 
 struct Rig {
     now: Instant,
-    /// Index of the unit that is plugged and unplugged.
+    /// Index of the first unit that is plugged and unplugged.
     spare: usize,
     schedule: Schedule,
     bit: Duration,
@@ -370,7 +372,7 @@ impl Rig {
                 rig.seats[usize::from(node.get())] = Some(i);
             }
         }
-        rig.add_spare();
+        (0..SPARES).for_each(|_| rig.add_spare());
         rig.tallies = [Tally::default(); KINDS.len()];
         rig.background.clear();
         rig.syncs.clear();
@@ -401,13 +403,16 @@ impl Rig {
         }
     }
 
-    /// The spare is switched on, as another device than before.
+    /// A spare is switched on, as another device than before.
     fn plug(&mut self) {
         let of = |bytes: &[u8]| Uid::new(bytes.iter().fold(0, |id, b| id << 8 | u64::from(*b)));
         let (now, schedule) = (self.now, self.schedule);
-        let node = u8::try_from(self.spare + 1).ok().and_then(NodeId::new);
-        let spare = self.units.get(self.spare);
-        let capabilities = spare.map(|u| u.link.capabilities()).unwrap_or_default();
+        let mut spares = self.units.iter().enumerate().skip(self.spare);
+        let Some((i, unit)) = spares.find(|(_, unit)| !unit.on) else {
+            return;
+        };
+        let node = u8::try_from(i + 1).ok().and_then(NodeId::new);
+        let capabilities = unit.link.capabilities();
         let mut bytes = self.noise.bits().to_be_bytes().to_vec();
         if self.stuff {
             bytes = self.climb(8, self.tries, |rig, bytes| {
@@ -417,10 +422,9 @@ impl Rig {
                 frames.fold(Duration::ZERO, |all, frame| all + rig.time_of(frame))
             });
         }
-        if let (Some(uid), Some(unit)) = (of(&bytes), self.units.get_mut(self.spare))
-            && !unit.on
-        {
-            unit.link = SlaveLink::new(schedule, uid, unit.link.capabilities());
+        if let Some(uid) = of(&bytes) {
+            let unit = &mut self.units[i];
+            unit.link = SlaveLink::new(schedule, uid, capabilities);
             unit.on = true;
             unit.due = now;
         }
@@ -481,7 +485,7 @@ impl Rig {
             let at = self.now + self.random(self.schedule.cycle);
             self.push(at, Stimulus::OrderStream);
         }
-        if assumed.plugs > 0 && self.is_can() {
+        for _ in 0..assumed.plugs {
             let at = self.now + self.random(self.schedule.cycle);
             self.push(at, Stimulus::PlugStream);
         }
@@ -501,7 +505,7 @@ impl Rig {
         for _ in 0..orders {
             self.push(at, Stimulus::Order);
         }
-        if assumed.plugs > 0 {
+        for _ in 0..assumed.plugs {
             self.push(at, Stimulus::Plug);
         }
     }
