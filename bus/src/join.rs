@@ -9,12 +9,15 @@
 //!   |<-- release: reason, uid    |   seat lost, or none to be had
 //! ```
 //!
-//! All start with class 15, so they lose arbitration against every cyclic message.
+//! They start with class 15, so they lose arbitration against every cyclic message, or, when prompt,
+//! with what only SYNC's class has left free, and pass before orders and everything cyclic. Prompt are
+//! the first claim after power on, one assignment per cycle that answers such a claim, and its
+//! confirmation.
 //!
 //! ```text
-//! 1111 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason)
-//! 1111 0 01 0000000000000000 nnnnnnn   confirm
-//! 1111 0 1h hhhhhhhhhhhhhhhh hhhhhhh   claim (23 bits of hash)
+//! pppp 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason); p = 15, or 2 and
+//! pppp 0 01 0000000000000000 nnnnnnn   confirm                              1 instead of the first 0
+//! pppp 0 1h hhhhhhhhhhhhhhhh hhhhhhh   claim (23 bits of hash)              behind it when prompt
 //! 1111 1 00 000000000000000d nnnnnnn   management, d = 0 to the slave, 1 to the master
 //! ```
 
@@ -28,6 +31,17 @@ use helio_units::{NodeId, Uid};
 pub const PROTOCOL_VERSION: u8 = 1;
 
 const JOIN: u32 = 0xf << 25;
+/// Prompt frames have this instead. The seat bits of SYNC's class, which are 0 in SYNC, begin with 1.
+const PROMPT: u32 = (class::SYNC as u32) << 25 | 1 << 24;
+/// Identifiers of prompt claims, assignments and confirmations: where they begin, and how many of
+/// their lowest bits differ.
+pub const PROMPT_IDS: [(u32, u32); 3] = [
+    (PROMPT | CLAIM & BODY, HASH_BITS),
+    (PROMPT, 7),
+    (PROMPT | CONFIRM & BODY, 7),
+];
+/// Bits that tell the kind and whose it is.
+const BODY: u32 = (1 << 24) - 1;
 /// The most urgent 29-bit identifier; the lower 25 bits tell what and whose.
 pub const FIRST_EXTENDED: u32 = JOIN;
 const CONFIRM: u32 = JOIN | 1 << 22;
@@ -48,9 +62,13 @@ pub struct Description {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extended<'a> {
     /// A slave without a seat asks for one.
-    Claim(Uid),
+    Claim { uid: Uid, prompt: bool },
     /// The master gives a seat.
-    Assign { node: NodeId, uid: Uid },
+    Assign {
+        node: NodeId,
+        uid: Uid,
+        prompt: bool,
+    },
     /// The master takes a seat back: from `uid`, from whoever sits on `node`, or with both from
     /// whoever sits on `node` and is not `uid`.
     Release {
@@ -78,9 +96,28 @@ pub const fn mix(x: u64) -> u64 {
     x ^ x >> 31
 }
 
-/// Hash of a device for its `attempt`-th try.
-pub const fn hash(uid: Uid, attempt: u32) -> u64 {
-    mix(uid.get() ^ (attempt as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+/// Inverse of [`mix`].
+const fn unmix(x: u64) -> u64 {
+    let x = (x ^ x >> 31 ^ x >> 62).wrapping_mul(0x3196_42b2_d24d_8ec3);
+    let x = (x ^ x >> 27 ^ x >> 54).wrapping_mul(0x96de_1b17_3f11_9089);
+    x ^ x >> 30 ^ x >> 60
+}
+
+/// What makes one attempt differ from another.
+const fn salt(attempt: u8) -> u64 {
+    (attempt as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Bits of a hash in the identifier of a claim.
+const HASH_BITS: u32 = HASH_MASK.count_ones();
+/// Lower bits of an id in a confirmation.
+const UID_BITS: u32 = 22;
+/// Attempts that differ: 7 bits.
+const ATTEMPTS: u32 = 1 << 7;
+
+/// What a confirmation tells of an id.
+pub const fn uid_low(uid: Uid) -> u32 {
+    uid.get() as u32 & ((1 << UID_BITS) - 1)
 }
 
 /// A reason as a number; 0 is an assignment.
@@ -130,16 +167,36 @@ impl Description {
     }
 }
 
-/// Frame of a claim. Classic format: devices with one uid send it at the same time, and
+fn urgency(id: u32, prompt: bool) -> u32 {
+    if prompt { PROMPT | id & BODY } else { id }
+}
+
+/// Frame of a claim; the first one after power on is prompt. Classic format: devices with one uid send it at the same time, and
 /// identical frames merge only at the arbitration bit rate.
+///
+/// A hash of all 64 bits of id, different for each attempt, is cut in two: the lower 23 bits go into
+/// the identifier, so that few claims meet in arbitration; the other 41 and the attempt are the data.
 pub fn claim(uid: Uid, attempt: u32) -> Option<CanFrame> {
-    let id = CLAIM | hash(uid, attempt) as u32 & HASH_MASK;
-    CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
+    let salted = (attempt % ATTEMPTS) as u8;
+    let hash = mix(uid.get() ^ salt(salted));
+    let id = urgency(CLAIM | hash as u32 & HASH_MASK, attempt == 0);
+    let rest = (hash >> HASH_BITS) << 7 | u64::from(salted);
+    let [data @ .., _, _] = rest.to_le_bytes();
+    CanFrame::new(CanId::Extended(id), false, &data)
+}
+
+fn claimed_by(id: u32, data: &[u8]) -> Option<Uid> {
+    let [a, b, c, d, e, f] = *data else {
+        return None;
+    };
+    let rest = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+    let hash = (rest >> 7) << HASH_BITS | u64::from(id & HASH_MASK);
+    Uid::new(unmix(hash) ^ salt(a & 0x7f))
 }
 
 /// Frame of an assignment.
-pub fn assign(node: NodeId, uid: Uid) -> Option<CanFrame> {
-    let id = JOIN | u32::from(node.get());
+pub fn assign(node: NodeId, uid: Uid, prompt: bool) -> Option<CanFrame> {
+    let id = urgency(JOIN | u32::from(node.get()), prompt);
     CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
 }
 
@@ -151,21 +208,17 @@ pub fn release(node: Option<NodeId>, uid: Option<Uid>, reason: LeaveReason) -> O
 }
 
 /// Frame of a confirmation.
-pub fn confirm(node: NodeId, uid: Uid, description: Description) -> Option<CanFrame> {
-    let mut data = [0; 8];
+pub fn confirm(node: NodeId, uid: Uid, description: Description, prompt: bool) -> Option<CanFrame> {
+    let mut data = [0; 6];
     let mut w = Writer::new(&mut data);
-    w.put(0, 12);
+    w.put(0, 8);
     description.put(&mut w);
-    w.put(0, 2);
-    w.put(uid.get() as u32, 32);
+    w.put(uid_low(uid), UID_BITS);
     w.finish();
     let (head, body) = data.split_at_mut(1);
     head.copy_from_slice(&[check8(DataId::new(class::JOIN, node.get()), body)]);
-    CanFrame::new(
-        CanId::Extended(CONFIRM | u32::from(node.get())),
-        false,
-        &data,
-    )
+    let id = urgency(CONFIRM | u32::from(node.get()), prompt);
+    CanFrame::new(CanId::Extended(id), false, &data)
 }
 
 /// Identifier of management frames.
@@ -180,6 +233,8 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
     };
     let node = NodeId::new(id as u8 & 0x7f);
     let uid = || Some(Uid::new(u64::from_le_bytes(frame.data().try_into().ok()?)));
+    let prompt = id & !BODY == PROMPT;
+    let id = if prompt { JOIN | id & BODY } else { id };
     if id & MANAGEMENT == MANAGEMENT {
         return match id & !MANAGEMENT & !0x7f {
             0 => Some(Extended::ToSlave(node?, frame.data())),
@@ -191,23 +246,22 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
         return None;
     }
     if id & CLAIM == CLAIM {
-        return uid()?.map(Extended::Claim);
+        let uid = claimed_by(id, frame.data())?;
+        return Some(Extended::Claim { uid, prompt });
     }
     if id & CONFIRM == CONFIRM {
         let node = node.filter(|_| id & !CONFIRM & !0x7f == 0)?;
         let [check, body @ ..] = frame.data() else {
             return None;
         };
-        if body.len() != 7 || check8(DataId::new(class::JOIN, node.get()), body) != *check {
+        if body.len() != 5 || check8(DataId::new(class::JOIN, node.get()), body) != *check {
             return None;
         }
         let mut r = Reader::new(body);
-        r.take(4);
         let description = Description::take(&mut r);
-        r.take(2);
         return Some(Extended::Confirm {
             node,
-            uid_low: r.take(32),
+            uid_low: r.take(UID_BITS),
             description,
         });
     }
@@ -216,6 +270,7 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
         0 => Some(Extended::Assign {
             node: node?,
             uid: uid?,
+            prompt,
         }),
         code => Some(Extended::Release {
             node,
@@ -237,7 +292,7 @@ pub fn slave_accepts(frame_id: CanId, own: Option<NodeId>) -> bool {
         CanId::Extended(id) if id & MANAGEMENT == MANAGEMENT => {
             own.is_some_and(|own| management_id(own, false) == frame_id)
         }
-        CanId::Extended(id) => id & !0x7ff == JOIN,
+        CanId::Extended(id) => matches!(id & !0x7ff, JOIN | PROMPT),
     }
 }
 
@@ -263,8 +318,10 @@ mod tests {
         };
         let read = |frame: &Option<CanFrame>| {
             decode(frame.as_ref().expect("a frame")).map(|e| match e {
-                Extended::Claim(uid) => (0, 0, uid.get()),
-                Extended::Assign { node, uid } => (1, node.get(), uid.get()),
+                Extended::Claim { uid, prompt } => (u8::from(prompt) << 7, 0, uid.get()),
+                Extended::Assign { node, uid, prompt } => {
+                    (1 | u8::from(prompt) << 7, node.get(), uid.get())
+                }
                 Extended::Release { node, uid, reason } => (
                     10 + reason_code(reason),
                     node.map_or(0, NodeId::get),
@@ -282,14 +339,20 @@ mod tests {
                 Extended::ToMaster(node, data) => (4, node.get(), data.len() as u64),
             })
         };
+        assert_eq!(read(&claim(uid, 0)), Some((0x80, 0, uid.get())));
         assert_eq!(read(&claim(uid, 7)), Some((0, 0, uid.get())));
-        assert_eq!(read(&assign(node(127), uid)), Some((1, 127, uid.get())));
+        for (prompt, kind) in [(false, 1), (true, 0x81)] {
+            let out = assign(node(127), uid, prompt);
+            assert_eq!(read(&out), Some((kind, 127, uid.get())));
+        }
         let out = release(None, Some(uid), LeaveReason::Full);
         assert_eq!(read(&out), Some((15, 0, uid.get())));
         let out = release(Some(node(3)), None, LeaveReason::Silence);
         assert_eq!(read(&out), Some((11, 3, 0)));
-        let out = confirm(node(9), uid, description);
-        assert_eq!(read(&out), Some((2, 9, 0x89ab_cdef)));
+        for prompt in [false, true] {
+            let out = confirm(node(9), uid, description, prompt);
+            assert_eq!(read(&out), Some((2, 9, 0x2b_cdef)));
+        }
         for (to_master, kind) in [(false, 3), (true, 4)] {
             let out = CanFrame::new(management_id(node(5), to_master), false, &[1, 2]);
             assert_eq!(read(&out), Some((kind, 5, 2)));
@@ -297,11 +360,15 @@ mod tests {
     }
 
     #[test]
-    fn joining_never_wins_against_a_cyclic_message() {
+    fn joining_never_wins_against_a_cyclic_message_unless_it_is_prompt() {
         // An extended frame loses against a standard one with the same first 11 bits.
         let lowest_extended = JOIN >> 18;
         let highest_cyclic = u32::from(DataId::new(class::BULK, 127).0);
         assert!(lowest_extended > highest_cyclic);
+        // What is prompt passes behind SYNC and before orders, whatever its hash.
+        let of = |class, n| u32::from(DataId::new(class, n).0);
+        assert!(PROMPT >> 18 > of(class::SYNC, 0));
+        assert!((PROMPT | BODY) >> 18 < of(class::COMMAND, 0));
     }
 
     #[test]
@@ -319,6 +386,8 @@ mod tests {
             (std(class::ALARM, 6), false),
             (CanId::Extended(JOIN | 6), true),
             (CanId::Extended(JOIN | 5 << 7), true),
+            (CanId::Extended(PROMPT | 6), true),
+            (CanId::Extended(PROMPT | CLAIM & BODY | 6), false),
             (CanId::Extended(CONFIRM | 6), false),
             (CanId::Extended(CLAIM | 6), false),
             (management_id(node(5), false), true),
@@ -331,6 +400,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_claim_tells_the_whole_id(raw in 1..=u64::MAX, attempt in 0..300u32) {
+            let uid = Uid::new(raw).expect("not 0");
+            let frame = claim(uid, attempt).expect("fits");
+            let read = matches!(decode(&frame), Some(Extended::Claim { uid: u, prompt })
+                if u == uid && prompt == (attempt == 0));
+            prop_assert!(read);
+            prop_assert_eq!(mix(unmix(raw)), raw);
+        }
+
         #[test]
         fn any_identifier_and_data_is_read_without_panic(
             id in 0..1u32 << 29, data in proptest::collection::vec(any::<u8>(), 0..=8),

@@ -329,7 +329,7 @@ impl core::fmt::Debug for CanFrame {
 pub enum Mailbox {
     /// Alarm; at the master sync and commands. A trip takes any mailbox that is free.
     Urgent,
-    /// Cyclic data.
+    /// Cyclic data; at the master prompt assignments.
     Cyclic,
     /// Joining and management.
     Management,

@@ -25,6 +25,10 @@ impl Print {
         Self { now, tick, hash: 0 }
     }
 
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
     /// Adds a value.
     pub fn value(&mut self, value: u64) {
         self.hash = mix(self.hash ^ mix(value ^ 0x9e37_79b9_7f4a_7c15));

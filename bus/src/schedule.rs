@@ -61,7 +61,10 @@ impl Schedule {
             sample_grace: us(300),
             silence: silence(kind, cycle),
             ranging_silence: match kind {
-                BusKind::Can500k | BusKind::Can1M => part(cycle, 150),
+                // It says something after SYNC and half a cycle later, and answers promptly when asked.
+                BusKind::Can500k => part(cycle, 73),
+                BusKind::Can1M => part(cycle, 140),
+                BusKind::CanFd => part(cycle, 220),
                 _ => part(cycle, 250),
             },
             master_silence: cycle * 3,
@@ -152,9 +155,9 @@ impl Schedule {
 /// A slave unheard for so long is gone.
 fn silence(kind: BusKind, cycle: Duration) -> Duration {
     match kind {
-        // Three missing, and the third had its chance to come.
+        // Three missing, and the third had its chance to come. On CAN it was asked meanwhile.
         BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
-        _ => cycle * 3,
+        _ => cycle * 2,
     }
 }
 

@@ -27,8 +27,16 @@ use helio_units::{Duration, Instant, NodeId, Uid};
 pub const SEATS: usize = 127;
 /// Assignments sent before a device counts as gone.
 const TRIES: u8 = 4;
+/// An offer on RS485 stands for so many cycles.
+pub const OFFER_CYCLES: u64 = 3;
+/// Times that a member was asked for a sign of life before it is gone.
+const ASKED: u8 = 2;
+/// When it is asked first and how long after that again, hundredths of its silence: later than a
+/// healthy slave is silent between what it says in a cycle, and twice before the end.
+const PROBE: u64 = 77;
+const PROBE_AGAIN: u64 = 11;
 /// Signs of life that count while nothing cyclic comes.
-const PROBES: u8 = 4;
+const PROBES: u8 = 8;
 /// Longest quarantine.
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
 /// A device that behaved for so long starts again with the shortest quarantine.
@@ -45,6 +53,10 @@ pub struct Seat {
     receivers: [Receiver; 16],
     /// Last sign of life.
     heard: Instant,
+    /// When its last occupant was given up. For as long as a slave lives without the master, it may not know.
+    vacated: Option<Instant>,
+    /// The cycle in which its member joined: it says nothing cyclic before the next.
+    joined: Option<u8>,
     /// What came in the cycle `window`.
     window: u8,
     states: u8,
@@ -79,6 +91,8 @@ enum State {
         probed: Instant,
         /// How often since its last cyclic message.
         probes: u8,
+        /// How often that was on the wire since its last sign of life, and when it last was.
+        told: (u8, Instant),
     },
     Vacant {
         device: Device,
@@ -97,6 +111,10 @@ enum State {
 pub struct Duties {
     /// Seats whose occupant is to be told its seat.
     assign: u128,
+    /// Those of them that are told promptly.
+    prompt: u128,
+    /// Those that are members and are asked for a sign of life.
+    probe: u128,
     /// Seats on which somebody speaks who should join anew.
     release: u128,
     /// Devices that are told to go, or that there is nothing for them.
@@ -124,6 +142,8 @@ pub struct Seats {
     duties: Duties,
     /// When [`Self::scan`] has something to do, at the earliest.
     scan_at: Instant,
+    /// Number of the cycle under way.
+    pub cycle: u8,
     /// Anchors range now, so their slaves speak twice per cycle.
     pub ranging: bool,
 }
@@ -134,6 +154,8 @@ const EMPTY: Seat = Seat {
     released: Instant::ZERO,
     receivers: [Receiver::Nothing; 16],
     heard: Instant::ZERO,
+    vacated: None,
+    joined: None,
     window: 0,
     states: 0,
     alarms: 0,
@@ -146,11 +168,14 @@ impl Seats {
             seats: [EMPTY; SEATS],
             duties: Duties {
                 assign: 0,
+                prompt: 0,
+                probe: 0,
                 release: 0,
                 refuse: Deque::new(),
                 quarantine: 0,
             },
             scan_at: Instant::MAX,
+            cycle: 0,
             ranging: false,
         }
     }
@@ -198,13 +223,30 @@ impl Seats {
             return Some(node);
         }
         let node = self
-            .lowest(schedule, |s| matches!(s, State::Vacant { .. }))
-            .or_else(|| self.lowest(schedule, |s| matches!(s, State::Free)));
+            .lowest(now, schedule, |s| matches!(s, State::Vacant { .. }))
+            .or_else(|| self.lowest(now, schedule, |s| matches!(s, State::Free)));
         match node {
             Some(node) => self.offer(now, schedule, node, uid),
+            // A seat will be had soon: who is not answered asks again.
+            None if self.any_warm(now, schedule) => {}
             None => self.refuse(uid, LeaveReason::Full),
         }
         node
+    }
+
+    /// Whether the last occupant of a seat may still believe that it is a member: nobody else sits
+    /// down there before it has heard of it, or heard nothing for so long that it gave up by itself.
+    fn warm(now: Instant, schedule: &Schedule, vacated: Option<Instant>) -> bool {
+        vacated.is_some_and(|at| now < at + schedule.master_silence)
+    }
+
+    /// Whether a seat is empty that cannot be given away yet.
+    fn any_warm(&self, now: Instant, schedule: &Schedule) -> bool {
+        let mut seats = self.seats.iter().take(schedule.seats.into());
+        seats.any(|seat| {
+            matches!(seat.state, State::Free | State::Vacant { .. })
+                && Self::warm(now, schedule, seat.vacated)
+        })
     }
 
     /// A device that describes itself at once asks for a seat (RS485). The answer is given at
@@ -226,7 +268,7 @@ impl Seats {
         }
         let capabilities = description.capabilities;
         let known = self.find(uid).is_some();
-        let best = || self.best(schedule, capabilities);
+        let best = || self.best(now, schedule, capabilities);
         let node = match (!known).then(best).flatten() {
             Some(node) => {
                 self.offer(now, schedule, node, uid);
@@ -234,7 +276,7 @@ impl Seats {
             }
             None => match self.claim(now, schedule, uid) {
                 Some(node) => node,
-                None if known => return Err(None),
+                None if known || self.any_warm(now, schedule) => return Err(None),
                 None => return Err(Some(LeaveReason::Full)),
             },
         };
@@ -247,28 +289,34 @@ impl Seats {
         }) = self.seats.get_mut(node.index()).map(|s| &mut s.state)
         {
             *told = Some(capabilities);
-            *retry_at = now + schedule.cycle * 3;
+            *retry_at = now + schedule.cycle * OFFER_CYCLES;
             *tries = TRIES;
-            self.scan_by(now + schedule.cycle * 3);
+            self.scan_by(now + schedule.cycle * OFFER_CYCLES);
         }
         Ok(node)
     }
 
-    /// What the occupant of a seat can do, once seated or about to be: it has a slot on RS485.
-    pub fn slot(&self, node: NodeId) -> Option<Capabilities> {
-        match self.seats.get(node.index())?.state {
-            State::Member { device, .. } => Some(device.capabilities),
-            State::Offered { capabilities, .. } => capabilities,
-            _ => None,
-        }
+    /// Whether seats are offered and none is taken.
+    pub fn only_offers(&self) -> bool {
+        let mut states = self.seats.iter().map(|seat| &seat.state);
+        let taken = |s: &State| matches!(s, State::Member { .. });
+        let offered = |s: &State| matches!(s, State::Offered { .. });
+        !states.clone().any(taken) && states.any(offered)
     }
 
-    /// A good frame in its own slot says that the occupant has taken its seat (RS485).
+    /// Whether somebody may take this seat: it has a slot to say so on RS485.
+    pub fn is_offered(&self, node: NodeId) -> bool {
+        let seat = self.seats.get(node.index());
+        seat.is_some_and(|seat| matches!(seat.state, State::Offered { .. }))
+    }
+
+    /// A device says in the slot of its seat that it has taken it (RS485).
     pub fn taken(
         &mut self,
         now: Instant,
         schedule: &Schedule,
         node: NodeId,
+        from: Uid,
     ) -> Option<MasterEvent> {
         let State::Offered {
             uid,
@@ -278,10 +326,13 @@ impl Seats {
         else {
             return None;
         };
+        if from != uid {
+            return None;
+        }
         self.seat(now, schedule, node, Device { uid, capabilities })
     }
 
-    /// A device says that it has taken its seat. `uid_low` is the lower half of its id.
+    /// A device says that it has taken its seat. `uid_low` is the lower part of its id.
     pub fn confirm(
         &mut self,
         now: Instant,
@@ -291,8 +342,8 @@ impl Seats {
         description: Description,
     ) -> Option<MasterEvent> {
         let seat = self.seats.get_mut(node.index())?;
-        match seat.state {
-            State::Offered { uid, before, .. } if uid.get() as u32 == uid_low => {
+        match &mut seat.state {
+            &mut State::Offered { uid, before, .. } if crate::join::uid_low(uid) == uid_low => {
                 if description.version != PROTOCOL_VERSION {
                     self.revert(node);
                     self.refuse(uid, LeaveReason::Version);
@@ -300,7 +351,7 @@ impl Seats {
                 }
                 let capabilities = description.capabilities;
                 if before.is_some_and(|b| b.uid != uid && b.capabilities != capabilities)
-                    && let Some(better) = self.best(schedule, capabilities)
+                    && let Some(better) = self.best(now, schedule, capabilities)
                 {
                     self.revert(node);
                     self.offer(now, schedule, better, uid);
@@ -308,8 +359,14 @@ impl Seats {
                 }
                 self.seat(now, schedule, node, Device { uid, capabilities })
             }
-            State::Member { device, probes, .. } if device.uid.get() as u32 == uid_low => {
-                if probes <= PROBES {
+            State::Member {
+                device,
+                probes,
+                told,
+                ..
+            } if crate::join::uid_low(device.uid) == uid_low => {
+                if *probes <= PROBES {
+                    told.0 = 0;
                     seat.heard = now;
                 }
                 None
@@ -342,8 +399,10 @@ impl Seats {
             challenged: None,
             probed: now,
             probes: 0,
+            told: (0, now),
         };
         seat.heard = now;
+        seat.joined = Some(self.cycle);
         seat.receivers = [Receiver::Nothing; 16];
         seat.frames = 0;
         seat.states = 0;
@@ -365,7 +424,6 @@ impl Seats {
         &mut self,
         now: Instant,
         schedule: &Schedule,
-        cycle: u8,
         node: NodeId,
         class: u8,
         counter: (u8, u8),
@@ -374,8 +432,13 @@ impl Seats {
             return Heard::Stranger;
         };
         let device = match &mut seat.state {
-            State::Member { device, probes, .. } => {
-                *probes = 0;
+            State::Member {
+                device,
+                probes,
+                told,
+                ..
+            } => {
+                (*probes, told.0) = (0, 0);
                 device
             }
             State::Offered { .. } => {
@@ -394,8 +457,15 @@ impl Seats {
                 return Heard::Stranger;
             }
         };
-        if seat.window != cycle {
-            seat.window = cycle;
+        // Who speaks already was there before, perhaps under another master, and has not heard of it.
+        if seat.joined != Some(self.cycle) {
+            seat.joined = None;
+        } else if class != class::ALARM {
+            self.duties.release |= bit(node);
+            return Heard::Stranger;
+        }
+        if seat.window != self.cycle {
+            seat.window = self.cycle;
             seat.frames = 0;
             seat.states = 0;
             seat.alarms = 0;
@@ -468,12 +538,13 @@ impl Seats {
     }
 
     /// Takes a seat back on the operator's word.
-    pub fn remove(&mut self, node: NodeId) -> Option<MasterEvent> {
+    pub fn remove(&mut self, now: Instant, node: NodeId) -> Option<MasterEvent> {
         let seat = self.seats.get_mut(node.index())?;
         let State::Member { device, .. } = seat.state else {
             return None;
         };
         seat.state = State::Vacant { device };
+        seat.vacated = Some(now);
         self.refuse(device.uid, LeaveReason::Commanded);
         Some(MasterEvent::Left {
             node,
@@ -495,7 +566,11 @@ impl Seats {
             };
             match &mut seat.state {
                 State::Offered { retry_at, .. } if now < *retry_at => next = next.min(*retry_at),
-                State::Offered { tries, .. } if *tries >= TRIES => self.revert(node),
+                State::Offered { tries, .. } if *tries >= TRIES => {
+                    // It may have taken the seat, and we did not hear of it.
+                    seat.vacated = Some(now);
+                    self.revert(node);
+                }
                 State::Offered {
                     retry_at, tries, ..
                 } => {
@@ -513,6 +588,7 @@ impl Seats {
                 }
                 State::Quarantined { device, until, .. } if now >= *until => {
                     seat.state = State::Vacant { device: *device };
+                    seat.vacated = Some(now);
                 }
                 State::Quarantined { until, .. } => next = next.min(*until),
                 State::Free | State::Vacant { .. } => {}
@@ -537,13 +613,18 @@ impl Seats {
             challenged,
             probed,
             probes,
-            ..
+            told,
         } = &mut seat.state
         else {
             return (Instant::MAX, None);
         };
         let uid = device.uid;
         let silence = schedule.silence_of(device.capabilities, self.ranging);
+        // It says nothing before the next cycle.
+        if schedule.can() && seat.joined == Some(self.cycle) && challenged.is_none() {
+            seat.heard = now;
+            return (now + part(schedule.cycle, 25), None);
+        }
         let dead_at = seat.heard + silence;
         let mut next = dead_at;
         let mut restarted = false;
@@ -557,8 +638,13 @@ impl Seats {
             restarted = now >= at;
             next = next.min(at);
         }
-        if restarted || now >= dead_at {
+        // On CAN it was asked, and did not answer, unless nothing gets out at all.
+        let again = part(silence, PROBE_AGAIN);
+        let unanswered = told.0 >= ASKED && now >= told.1 + again;
+        let asked = !schedule.can() || unanswered || now >= dead_at + silence;
+        if restarted || now >= dead_at && asked {
             seat.state = State::Vacant { device: *device };
+            seat.vacated = Some(now);
             if restarted {
                 self.offer(now, schedule, node, uid);
             }
@@ -568,14 +654,19 @@ impl Seats {
         // Unheard for too long, but perhaps only twice by chance: assigned its seat once more,
         // it confirms at once.
         if schedule.can() && challenged.is_none() {
-            let probe_at = (seat.heard + part(silence, 70)).max(*probed + part(silence, 15));
+            let probe_at = (seat.heard + part(silence, PROBE)).max(*probed + again);
             if now >= probe_at {
                 *probed = now;
                 *probes = probes.saturating_add(1);
                 self.duties.assign |= bit(node);
-                next = next.min(now + part(silence, 15));
+                self.duties.probe |= bit(node);
+                next = next.min(now + again);
             } else {
                 next = next.min(probe_at);
+            }
+            if now >= dead_at {
+                // Looked at again when an answer is overdue.
+                next = (told.1 + again).max(now + part(again, 25)).min(probe_at);
             }
         }
         (next, None)
@@ -588,7 +679,66 @@ impl Seats {
 
     /// The next seat whose occupant is to be told.
     pub fn next_assign(&mut self, now: Instant, schedule: &Schedule) -> Option<(NodeId, Uid)> {
-        while let Some(node) = pop(&mut self.duties.assign) {
+        let mut set = self.duties.assign & !self.duties.prompt;
+        let next = self.assign_of(now, schedule, &mut set);
+        self.duties.assign = set | self.duties.assign & self.duties.prompt;
+        next
+    }
+
+    /// The same for those that are told promptly.
+    pub fn next_prompt(&mut self, now: Instant, schedule: &Schedule) -> Option<(NodeId, Uid)> {
+        let mut set = core::mem::take(&mut self.duties.prompt) & self.duties.assign;
+        let all = set;
+        let next = self.assign_of(now, schedule, &mut set);
+        self.duties.prompt = set;
+        self.duties.assign &= !(all & !set);
+        next
+    }
+
+    /// Whether nobody says anything cyclic yet: all members there are joined in this cycle.
+    pub fn is_young(&self) -> bool {
+        self.seats.iter().all(|seat| {
+            !matches!(seat.state, State::Member { .. }) || seat.joined == Some(self.cycle)
+        })
+    }
+
+    /// Whether a member is to be asked for a sign of life.
+    pub fn has_probes(&self) -> bool {
+        self.duties.probe & self.duties.assign & !self.duties.prompt != 0
+    }
+
+    /// One of them is asked promptly.
+    pub fn probe_promptly(&mut self) {
+        self.duties.probe &= self.duties.assign & !self.duties.prompt;
+        if let Some(node) = pop(&mut self.duties.probe) {
+            self.duties.prompt |= bit(node);
+        }
+    }
+
+    /// An assignment is on the wire.
+    pub fn told(&mut self, now: Instant, node: NodeId) {
+        if let Some(State::Member { told, .. }) =
+            self.seats.get_mut(node.index()).map(|seat| &mut seat.state)
+        {
+            // The answer to the last one that counts is waited for, not that to further ones.
+            if told.0 < ASKED {
+                *told = (told.0 + 1, now);
+            }
+        }
+    }
+
+    /// The answer to a claim goes promptly.
+    pub fn answer_promptly(&mut self, node: NodeId) {
+        self.duties.prompt |= bit(node) & self.duties.assign;
+    }
+
+    fn assign_of(
+        &mut self,
+        now: Instant,
+        schedule: &Schedule,
+        set: &mut u128,
+    ) -> Option<(NodeId, Uid)> {
+        while let Some(node) = pop(set) {
             match self.seats.get_mut(node.index()).map(|s| &mut s.state) {
                 Some(State::Offered { uid, retry_at, .. }) => {
                     *retry_at = now + schedule.join_retry;
@@ -658,7 +808,7 @@ impl Seats {
         self.scan_by(retry_at);
     }
 
-    /// The offer was not taken.
+    /// The offer is void.
     fn revert(&mut self, node: NodeId) {
         if let Some(seat) = self.seats.get_mut(node.index())
             && let State::Offered { before, .. } = seat.state
@@ -676,17 +826,30 @@ impl Seats {
     }
 
     /// The seat that a new device with these capabilities takes, unless it is the lowest vacant.
-    fn best(&self, schedule: &Schedule, capabilities: Capabilities) -> Option<NodeId> {
+    fn best(
+        &self,
+        now: Instant,
+        schedule: &Schedule,
+        capabilities: Capabilities,
+    ) -> Option<NodeId> {
         self.lowest(
+            now,
             schedule,
             |s| matches!(s, State::Vacant { device } if device.capabilities == capabilities),
         )
-        .or_else(|| self.lowest(schedule, |s| matches!(s, State::Free)))
+        .or_else(|| self.lowest(now, schedule, |s| matches!(s, State::Free)))
     }
 
-    fn lowest(&self, schedule: &Schedule, fits: impl Fn(&State) -> bool) -> Option<NodeId> {
+    fn lowest(
+        &self,
+        now: Instant,
+        schedule: &Schedule,
+        fits: impl Fn(&State) -> bool,
+    ) -> Option<NodeId> {
         let seats = self.seats.iter().take(schedule.seats.into());
-        let (index, _) = seats.enumerate().find(|(_, seat)| fits(&seat.state))?;
+        let (index, _) = seats
+            .enumerate()
+            .find(|(_, seat)| fits(&seat.state) && !Self::warm(now, schedule, seat.vacated))?;
         NodeId::new(index as u8 + 1)
     }
 
@@ -708,6 +871,7 @@ impl Seats {
         for seat in &mut self.seats {
             seat.receivers = [Receiver::Nothing; 16];
             (seat.window, seat.states, seat.alarms, seat.frames) = (0, 0, 0, 0);
+            seat.joined = None;
         }
     }
 
@@ -729,11 +893,16 @@ impl Seats {
                 released,
                 receivers,
                 heard,
+                vacated,
+                joined,
                 window,
                 states,
                 alarms,
                 frames,
             } = seat;
+            p.value(joined.map_or(0, |cycle| 1 + u64::from(cycle)));
+            let warm = vacated.filter(|at| Self::warm(p.now(), schedule, Some(*at)));
+            p.maybe(warm, schedule.master_silence);
             match state {
                 State::Free => p.value(0),
                 State::Offered {
@@ -756,7 +925,12 @@ impl Seats {
                     challenged,
                     probed,
                     probes,
+                    told,
                 } => {
+                    p.value(told.0.into());
+                    if told.0 > 0 {
+                        p.time(told.1, silence);
+                    }
                     p.value(2);
                     device(p, d);
                     p.maybe(*challenged, silence);
@@ -790,11 +964,13 @@ impl Seats {
         }
         let Duties {
             assign,
+            prompt,
+            probe,
             release,
             refuse,
             quarantine,
         } = &self.duties;
-        for set in [assign, release, quarantine] {
+        for set in [assign, prompt, probe, release, quarantine] {
             p.value(*set as u64);
             p.value((*set >> 64) as u64);
         }

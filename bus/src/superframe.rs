@@ -17,6 +17,7 @@ use crate::bits::{Reader, Writer};
 use crate::e2e::{DataId, check32};
 use crate::join::{Description, reason, reason_code};
 use crate::message::*;
+use crate::schedule::part;
 use crate::wire::{self, class};
 use helio_units::{Duration, Instant, NodeId, Uid};
 
@@ -53,6 +54,8 @@ pub const FRAGMENT_DATA: usize = FRAGMENT_LEN - HEAD - CHECK - 4;
 pub const MAX_ORDERS: usize = 2;
 /// Window pairs that a beacon can announce.
 pub const MAX_PAIRS: u8 = 15;
+/// A stretched superframe in hundredths of a cycle: enough for nearly every 32 that claim at once.
+const STRETCH: u64 = 140;
 /// Largest depth at which joining starts.
 pub const MAX_DEPTH: u8 = 7;
 
@@ -64,6 +67,9 @@ pub type Bytes = heapless::Vec<u8, MAX_SERIAL>;
 pub struct Role(u8);
 
 impl Role {
+    /// A seat that is offered: who takes it says so, with its id.
+    pub const OFFERED: Self = Self(3);
+
     /// What a slave with these capabilities says.
     pub fn of(c: Capabilities) -> Self {
         let state = if c.cells > 0 || c.temps > 0 { 2 } else { 1 };
@@ -78,6 +84,7 @@ impl Role {
         match self.0 & 3 {
             1 => Some(SUMMARY_LEN),
             2 => Some(STATE_LEN),
+            3 => Some(CLAIM_LEN),
             _ => None,
         }
     }
@@ -104,6 +111,8 @@ pub struct Beacon {
     pub pairs: u8,
     /// Slaves that want to join start in one of `2^depth` groups.
     pub depth: u8,
+    /// Nobody has a seat yet: this superframe is longer, for more places to join.
+    pub stretched: bool,
     /// By seat.
     pub roles: [Role; 127],
 }
@@ -165,6 +174,12 @@ pub enum Frame {
         few: bool,
     },
     Claim {
+        uid: Uid,
+        description: Description,
+    },
+    /// The seat is taken: a claim in its own slot.
+    Confirm {
+        node: NodeId,
         uid: Uid,
         description: Description,
     },
@@ -232,6 +247,7 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
         } => (kind::FEW_RANGES, node.get()),
         Frame::Ranges { node, .. } => (kind::ALL_RANGES, node.get()),
         Frame::Claim { .. } => (kind::CLAIM, 0),
+        Frame::Confirm { node, .. } => (kind::CLAIM, node.get()),
         Frame::Answer(Answer::Assign { node, .. }) => (kind::ANSWER, node.get()),
         Frame::Answer(_) => (kind::ANSWER, 0),
         Frame::ToSlave(node, _) => (kind::TO_SLAVE, node.get()),
@@ -243,7 +259,8 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
             w.put(beacon.orders.into(), 2);
             w.put(beacon.pairs.into(), 4);
             w.put(beacon.depth.into(), 3);
-            w.put(0, 3);
+            w.put(beacon.stretched.into(), 1);
+            w.put(0, 2);
             let roles = beacon.roles.iter().take(seats.into());
             roles.for_each(|role| w.put(role.0.into(), 4));
         }
@@ -259,7 +276,10 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
         Frame::Ranges { ranges, few, .. } => {
             wire::put_ranges(w, ranges, if *few { FEW } else { MAX_ANCHORS });
         }
-        Frame::Claim { uid, description } => {
+        Frame::Claim { uid, description }
+        | Frame::Confirm {
+            uid, description, ..
+        } => {
             put_uid(w, Some(*uid));
             description.put(w);
         }
@@ -320,9 +340,10 @@ pub fn decode(bytes: &[u8], seats: u8) -> Option<Decoded> {
                 orders: r.take(2) as u8,
                 pairs: r.take(4) as u8,
                 depth: r.take(3) as u8,
+                stretched: r.flag(),
                 roles: [Role(0); 127],
             };
-            r.take(3);
+            r.take(2);
             let roles = beacon.roles.iter_mut().take(seats.into());
             roles.for_each(|role| *role = Role(r.take(4) as u8));
             Frame::Beacon(beacon)
@@ -349,10 +370,17 @@ pub fn decode(bytes: &[u8], seats: u8) -> Option<Decoded> {
             ranges: wire::take_ranges(r, MAX_ANCHORS),
             few: false,
         },
-        kind::CLAIM => Frame::Claim {
-            uid: take_uid(r)?,
-            description: Description::take(r),
-        },
+        kind::CLAIM => {
+            let (uid, description) = (take_uid(r)?, Description::take(r));
+            match seat {
+                None => Frame::Claim { uid, description },
+                Some(node) => Frame::Confirm {
+                    node,
+                    uid,
+                    description,
+                },
+            }
+        }
         kind::ANSWER => Frame::Answer(match (take_uid(r), seat, reason(*counter)) {
             (Some(uid), Some(node), None) => Answer::Assign { node, uid },
             (Some(uid), None, Some(reason)) => Answer::Release { uid, reason },
@@ -440,6 +468,7 @@ pub fn encode_message(message: &Message, counter: u8, seats: u8) -> Option<Bytes
             orders: 0,
             pairs: 0,
             depth: 0,
+            stretched: false,
             roles: [Role::default(); 127],
         }),
         Message::Command(command) => Frame::Order(command),
@@ -465,9 +494,11 @@ pub fn decode_message(bytes: &[u8], seats: u8) -> Option<wire::Decoded> {
         Frame::Summary(node, summary, _) => Message::Summary(node, summary),
         Frame::State(node, state, _) => Message::State(node, state),
         Frame::Ranges { node, ranges, .. } => Message::Ranges(node, ranges),
-        Frame::Claim { .. } | Frame::Answer(_) | Frame::ToSlave(..) | Frame::ToMaster(..) => {
-            return None;
-        }
+        Frame::Claim { .. }
+        | Frame::Confirm { .. }
+        | Frame::Answer(_)
+        | Frame::ToSlave(..)
+        | Frame::ToMaster(..) => return None,
     };
     Some(wire::Decoded {
         id,
@@ -648,6 +679,8 @@ pub struct Plan {
     pub timing: Timing,
     /// End of the beacon.
     pub beacon: Instant,
+    /// From there to the end of the next one, if that does not come earlier.
+    pub length: Duration,
     /// End of the orders behind it.
     origin: Instant,
     roles: [Role; 127],
@@ -664,14 +697,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// From the end of a beacon; the next one ends a cycle later.
+    /// From the end of a beacon; the next one ends a cycle later, or a little more.
     pub fn new(schedule: &Schedule, beacon: &Beacon, end: Instant) -> Self {
-        let Schedule { seats, cycle, .. } = *schedule;
+        let seats = schedule.seats;
+        let cycle = match beacon.stretched {
+            true => part(schedule.cycle, STRETCH),
+            false => schedule.cycle,
+        };
         let timing = Timing::of(schedule);
         let orders = usize::from(beacon.orders);
         let mut plan = Self {
             timing,
             beacon: end,
+            length: cycle,
             origin: end + timing.bytes(orders * ORDER_LEN),
             roles: beacon.roles,
             seats,

@@ -384,6 +384,52 @@ fn a_new_master_collects_the_members_of_the_old_one() {
 }
 
 #[test]
+fn a_slave_gives_up_its_seat_at_the_first_sync_of_a_new_session() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        w.run_for(Duration::from_micros(1_234));
+        w.master = MasterLink::new(*w.master.schedule());
+        w.slaves.iter_mut().for_each(|s| s.events.clear());
+        w.run_for(Duration::from_millis(1));
+        for s in &w.slaves {
+            let left = SlaveEvent::Left(LeaveReason::Silence);
+            assert!(s.events.iter().any(|e| e.1 == left), "{kind:?}");
+        }
+        w.run_for(Duration::from_millis(60));
+        assert_eq!(w.joined(), 32, "{kind:?}");
+    }
+}
+
+#[test]
+fn who_spoke_before_its_master_restarted_is_not_taken_for_the_next_on_its_seat() {
+    for kind in CAN {
+        let mut w = World::new(kind, 1..=1);
+        w.run_until(ms(200));
+        assert_eq!(w.slaves[0].link.node(), NodeId::new(1));
+        // It hears nothing of the new master, and goes on to talk.
+        w.slaves[0].deaf = true;
+        w.master = MasterLink::new(*w.master.schedule());
+        w.plug(2, RACK);
+        w.events.clear();
+        w.run_for(Duration::from_micros(3_000));
+        let joined =
+            |e: &MasterEvent| matches!(e, MasterEvent::Joined { uid: u, .. } if *u == uid(2));
+        assert_eq!(w.count(joined), 1, "{kind:?}");
+        let frames = w.frames;
+        w.slaves[0].link.babble(true);
+        w.run_for(Duration::from_micros(3_000));
+        assert!(w.frames > frames);
+        let told = |e: &MasterEvent| {
+            matches!(
+                e,
+                MasterEvent::Message(Message::Summary(..) | Message::State(..))
+            )
+        };
+        assert_eq!(w.count(told), 0, "{kind:?}");
+    }
+}
+
+#[test]
 fn a_trip_of_all_costs_at_most_two_frames() {
     for kind in CAN {
         let mut w = rack(kind);

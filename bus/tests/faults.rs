@@ -34,6 +34,11 @@ impl Pair {
         for _ in 0..8 {
             pair.exchange();
         }
+        // Nothing cyclic is believed of a member before the cycle after its joining.
+        pair.now += schedule.cycle;
+        for _ in 0..8 {
+            pair.exchange();
+        }
         assert_eq!(pair.slave.node(), Some(node(1)));
         assert!(pair.master.member(node(1)).is_some());
         pair.news();

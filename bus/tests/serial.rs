@@ -40,6 +40,7 @@ struct Line {
 struct Unit {
     link: SlaveLink,
     on: bool,
+    deaf: bool,
     /// Parts per million.
     drift: i64,
     events: Vec<(Instant, SlaveEvent)>,
@@ -99,6 +100,7 @@ impl Line {
         self.slaves.push(Unit {
             link: SlaveLink::new(*self.master.schedule(), uid(n), capabilities),
             on: true,
+            deaf: false,
             drift: [50, -50, 0, 30][i % 4],
             events: vec![],
             state: state_of(i),
@@ -295,7 +297,7 @@ impl Line {
             master(&mut self.master, now);
         }
         for (i, s) in self.slaves.iter_mut().enumerate() {
-            if s.on && !senders.contains(&(i + 1)) && !self.rng.chance(self.loss) {
+            if s.on && !s.deaf && !senders.contains(&(i + 1)) && !self.rng.chance(self.loss) {
                 let local = s.local(now);
                 slave(&mut s.link, local);
             }
@@ -566,6 +568,61 @@ fn without_a_master_the_line_is_silent_and_a_trip_passes_at_once() {
     }
 }
 
+#[test]
+fn a_slave_gives_up_its_seat_at_the_first_beacon_of_a_new_session() {
+    for kind in KINDS {
+        let mut l = rack(kind);
+        l.run_for(Duration::from_micros(1_234));
+        l.master = MasterLink::new(*l.master.schedule());
+        // The first one meets the frame under way, the second is heard.
+        l.run_for(Duration::from_nanos(
+            l.master.schedule().cycle.as_nanos() / 2 * 3,
+        ));
+        for s in &l.slaves {
+            let left = SlaveEvent::Left(LeaveReason::Silence);
+            assert!(s.events.iter().any(|e| e.1 == left), "{kind:?}");
+        }
+        let quick = if kind == BusKind::Rs485At4M { 60 } else { 100 };
+        l.run_for(Duration::from_millis(quick));
+        assert_eq!(l.joined(), 32, "{kind:?}");
+    }
+}
+
+#[test]
+fn an_old_member_does_not_confirm_the_seat_of_a_new_device() {
+    for kind in KINDS {
+        let cycle = Schedule::for_bus(kind).cycle;
+        let mut offers = 0;
+        for twentieth in 0..20 {
+            let mut l = Line::new(kind, 1..=1);
+            l.run_until(ms(300) + Duration::from_nanos(cycle.as_nanos() / 20 * twentieth));
+            assert_eq!(l.slaves[0].link.node(), NodeId::new(1));
+            // The master is back within a superframe, without memory, and the old member misses
+            // the beacon that says so.
+            l.master = MasterLink::new(*l.master.schedule());
+            l.events.clear();
+            l.slaves[0].deaf = true;
+            let new = l.plug(2, RACK);
+            l.run_for(Duration::from_micros(500));
+            l.slaves[0].deaf = false;
+            // The new one is offered that seat, and never heard again.
+            let end = l.now + cycle;
+            while l.slaves[new].link.node().is_none() && l.now < end {
+                l.run_for(Duration::from_micros(10));
+            }
+            offers += u32::from(l.slaves[new].link.node() == NodeId::new(1));
+            l.unplug(new);
+            l.run_for(cycle * 20);
+            let new =
+                |e: &MasterEvent| matches!(e, MasterEvent::Joined { uid: u, .. } if *u == uid(2));
+            assert_eq!(l.count(new), 0, "{kind:?}, {twentieth} twentieths");
+            let own = l.slaves[0].link.node().and_then(|n| l.master.member(n));
+            assert_eq!(own.map(|(uid, _)| uid), Some(uid(1)), "{kind:?}");
+        }
+        assert!(offers >= 10, "{kind:?}: {offers}");
+    }
+}
+
 /// One message of each class that slaves say cyclically, as the member on the first seat would.
 fn serial_messages() -> [Message; 3] {
     let ranges = |anchors: usize| {
@@ -756,6 +813,18 @@ fn two_of_one_uid_that_start_together_do_not_both_stay() {
     }
 }
 
+/// Whether a member was lost, as happens when every tenth frame is, and is back: its datagrams died
+/// with its membership, and whoever sends asks again.
+fn back_again(l: &mut Line, seat: NodeId) -> bool {
+    let left = |e: &MasterEvent| matches!(e, MasterEvent::Left { node, .. } if *node == seat);
+    let back =
+        l.count(left) > 0 && l.master.member(seat).is_some() && l.slaves[1].link.node().is_some();
+    if back {
+        l.events.retain(|(_, e)| !left(e));
+    }
+    back
+}
+
 #[test]
 fn datagrams_pass_both_ways_under_loss() {
     for (kind, loss) in [
@@ -777,6 +846,9 @@ fn datagrams_pass_both_ways_under_loss() {
                 .any(|e| e.1 == SlaveEvent::Datagram)
             {
                 l.run_for(Duration::from_millis(5));
+                if back_again(&mut l, to) {
+                    let _ = l.master.send_datagram(to, &question);
+                }
                 assert!(l.now.since(at) < Duration::from_secs(5), "{kind:?} {round}");
             }
             l.slaves[1].events.clear();
@@ -787,6 +859,9 @@ fn datagrams_pass_both_ways_under_loss() {
             let at = l.now;
             while l.when(|e| *e == MasterEvent::Datagram(to)).is_none() {
                 l.run_for(Duration::from_millis(5));
+                if back_again(&mut l, to) {
+                    let _ = l.slaves[1].link.send_datagram(&answer);
+                }
                 assert!(l.now.since(at) < Duration::from_secs(5), "{kind:?} {round}");
             }
             l.events.clear();

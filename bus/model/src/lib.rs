@@ -377,7 +377,7 @@ impl State {
             }
             _ => None,
         };
-        let is_join = matches!(frame.id, CanId::Extended(id) if id & 0x1e00_0000 == 0x1e00_0000);
+        let is_join = matches!(frame.id, CanId::Extended(id) if id & 0x1e00_0000 == 0x1e00_0000 || id >> 24 == 5);
         let deaf = match rack.defect {
             Some(Defect::IgnoresQuarantine) => matches!(order, Some(Order::Quarantine(_))),
             Some(Defect::IgnoresRelease) => {

@@ -20,12 +20,12 @@ mod serial;
 use crate::Schedule;
 use crate::e2e::DataId;
 use crate::join;
-use crate::master::ORDER_BURST;
-use crate::message::{BusKind, CanId, Capabilities, MAX_ANCHORS};
+use crate::master::{ORDER_BURST, prompt_burst};
+use crate::message::{BusKind, CanFrame, CanId, Capabilities, MAX_ANCHORS};
 use crate::slave::ALARM_BURST;
 use crate::wire::class;
 use can::{CanErrors, Shape, Stream, Wire, load_ppm, longest, worst_response};
-use helio_units::{Duration, NodeId};
+use helio_units::{Duration, NodeId, Uid};
 
 /// What is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,8 @@ pub struct Assumptions {
     pub trips: u16,
     /// Orders that the master gives at once, in each cycle; `u16::MAX`: as many as its budget lets it.
     pub orders: u16,
+    /// Devices that are switched on in one cycle and claim a seat; the first two (CAN FD: one) get it promptly.
+    pub plugs: u16,
     /// Slaves whose application asks for endless messages: their transmit budget is spent.
     pub babblers: u16,
     /// From SYNC until a slave has measured, at most.
@@ -126,6 +128,7 @@ impl Assumptions {
             alarms: CALM_ALARMS,
             trips: 1,
             orders: ORDER_BURST,
+            plugs: prompt_burst(schedule.kind),
             babblers: 0,
             sampling: schedule.sample_grace,
             refill: Duration::ZERO,
@@ -176,6 +179,19 @@ pub const fn bit_times(kind: BusKind) -> Option<(Duration, Duration)> {
 /// Identifier of management frames, for who has to know how long they can be.
 pub fn management_id(node: NodeId, to_master: bool) -> CanId {
     join::management_id(node, to_master)
+}
+
+/// What a device says that is switched on and gets this seat promptly, and the answer to it.
+pub fn prompt_frames(node: NodeId, uid: Uid, c: Capabilities) -> [Option<CanFrame>; 3] {
+    let description = join::Description {
+        version: join::PROTOCOL_VERSION,
+        capabilities: c,
+    };
+    [
+        join::claim(uid, 0),
+        join::assign(node, uid, true),
+        join::confirm(node, uid, description, true),
+    ]
 }
 
 /// Bounds of one bus.
@@ -348,16 +364,17 @@ mod key {
     pub const TRIP: u32 = 0;
     pub const BABBLED_ALARM: u32 = 1;
     pub const ALARM: u32 = 2;
-    pub const QUARANTINE: u32 = 3;
-    pub const ORDER: u32 = 4;
-    pub const SYNC: u32 = 5;
-    pub const BABBLED_SUMMARY: u32 = 6;
-    pub const SUMMARY: u32 = 7;
-    pub const DETAIL: u32 = 8;
-    pub const RANGES: u32 = 9;
-    pub const BABBLED_STATE: u32 = 10;
-    pub const STATE: u32 = 11;
-    pub const ALL_RANGES: u32 = 12;
+    pub const PROMPT: u32 = 3;
+    pub const QUARANTINE: u32 = 4;
+    pub const ORDER: u32 = 5;
+    pub const SYNC: u32 = 6;
+    pub const BABBLED_SUMMARY: u32 = 7;
+    pub const SUMMARY: u32 = 8;
+    pub const DETAIL: u32 = 9;
+    pub const RANGES: u32 = 10;
+    pub const BABBLED_STATE: u32 = 11;
+    pub const STATE: u32 = 12;
+    pub const ALL_RANGES: u32 = 13;
 }
 
 type Streams = heapless::Vec<Stream, 16>;
@@ -436,6 +453,25 @@ impl<'a> CanModel<'a> {
     }
 
     fn sizes(&self, of: u8) -> Sizes {
+        if of == class::JOIN {
+            let length = |id, free_id, bytes| {
+                let shape = Shape {
+                    free_id,
+                    ..Shape::any(CanId::Extended(id), false, bytes)
+                };
+                longest(&shape, self.bit, self.fast).unwrap_or(Duration::ZERO)
+            };
+            let plugs = u32::from(self.assumed.plugs);
+            let answers = plugs.min(prompt_burst(self.schedule.kind).into());
+            let [claim, assign, confirm] = join::PROMPT_IDS;
+            let mut sizes = Sizes::NONE;
+            sizes.add(length(claim.0, claim.1, 6), plugs);
+            sizes.add(length(assign.0, assign.1, 8), answers);
+            sizes.add(length(confirm.0, confirm.1, 6), answers);
+            // Nobody waits for them as one of them.
+            sizes.least = sizes.longest;
+            return sizes;
+        }
         let found = SEATED.iter().position(|class| *class == of);
         match found.and_then(|i| self.sizes.get(i)) {
             Some(sizes) => *sizes,
@@ -545,6 +581,12 @@ impl<'a> CanModel<'a> {
         // Behind the trip in one mailbox.
         let alarms = u32::from(assumed.alarms).min(n);
         add(key::ALARM, alarms, class::ALARM, cycle, zero, zero, 1);
+        // Claims, prompt assignments and their confirmations, or members that are asked for a sign of
+        // life. One after the other, so the last of them may come together with those of the next cycle.
+        let plugs = u32::from(assumed.plugs);
+        let answers = plugs.min(prompt_burst(self.schedule.kind).into());
+        let frames = plugs + 2 * answers;
+        add(key::PROMPT, frames, class::JOIN, cycle, zero, part(4), 0);
         // A babbler is told once a millisecond.
         let told = Duration::from_millis(1);
         add(

@@ -23,6 +23,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
         orders: 0,
         pairs: 1,
         depth: 0,
+        stretched: false,
         roles: [Role::default(); 127],
     };
     let mut count = 0u32;

@@ -20,10 +20,16 @@ pub(super) struct Can {
     order_counters: [u8; 128],
     /// Orders may not push cyclic data over its bounds.
     order_budget: Budget,
+    /// Nor may prompt assignments, once there is cyclic data.
+    prompt_budget: Budget,
+    /// Whose assignment is in the mailbox for prompt ones and in the last one.
+    assigning: [Option<NodeId>; 2],
 }
 
 impl Can {
     pub(super) fn new(schedule: &Schedule) -> Self {
+        let prompts = super::prompt_burst(schedule.kind);
+        let share = schedule.cycle.as_nanos() / u64::from(prompts);
         let eighth = Duration::from_nanos(schedule.cycle.as_nanos() / 8);
         Self {
             sync_due: false,
@@ -32,6 +38,8 @@ impl Can {
             sync_counter: 0,
             order_counters: [0; 128],
             order_budget: Budget::new(super::ORDER_BURST, eighth),
+            assigning: [None; 2],
+            prompt_budget: Budget::new(prompts, Duration::from_nanos(share)),
         }
     }
 
@@ -51,11 +59,17 @@ impl Can {
             sync_counter,
             order_counters,
             order_budget,
+            prompt_budget,
+            assigning,
         } = self;
+        for node in assigning {
+            p.value(node.map_or(0, |node| node.get().into()));
+        }
         p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
         p.value((*sync_counter).into());
         order_counters.iter().for_each(|c| p.value((*c).into()));
         p.budget(order_budget);
+        p.budget(prompt_budget);
     }
 
     pub(super) fn start_cycle(&mut self, core: &mut Core) {
@@ -63,7 +77,16 @@ impl Can {
         self.sync_due = true;
     }
 
-    pub(super) fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+    pub(super) fn handle_sent(&mut self, core: &mut Core, now: Instant, mailbox: Mailbox) {
+        let [prompt, other] = &mut self.assigning;
+        let told = match mailbox {
+            Mailbox::Urgent => None,
+            Mailbox::Cyclic => prompt.take(),
+            Mailbox::Management => other.take(),
+        };
+        if let Some(node) = told {
+            core.seats.told(now, node);
+        }
         if mailbox == Mailbox::Urgent && self.sync_in_flight {
             self.sync_in_flight = false;
             self.previous_us = (now.as_micros() & 0xfff_ffff) as u32;
@@ -97,8 +120,13 @@ impl Can {
 
     fn handle_extended(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
         match join::decode(frame) {
-            Some(Extended::Claim(uid)) => {
-                core.seats.claim(now, &core.schedule, uid);
+            Some(Extended::Claim { uid, prompt }) => {
+                let node = core.seats.claim(now, &core.schedule, uid);
+                let young = core.seats.is_young();
+                let prompt = prompt && (young || self.prompt_budget.take(now));
+                if let Some(node) = node.filter(|_| prompt) {
+                    core.seats.answer_promptly(node);
+                }
             }
             Some(Extended::Confirm {
                 node,
@@ -130,8 +158,16 @@ impl Can {
     ) -> Option<CanFrame> {
         match mailbox {
             Mailbox::Urgent => self.poll_urgent(core, now),
-            Mailbox::Cyclic => None,
-            Mailbox::Management => poll_management(core, now),
+            // A mailbox of its own: in the last one a datagram may wait for everything cyclic.
+            Mailbox::Cyclic => {
+                if core.seats.has_probes() && self.prompt_budget.take(now) {
+                    core.seats.probe_promptly();
+                }
+                let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
+                self.assigning[0] = Some(node);
+                join::assign(node, uid, true)
+            }
+            Mailbox::Management => self.poll_management(core, now),
         }
     }
 
@@ -165,20 +201,24 @@ impl Can {
     }
 }
 
-fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
-    if core.seats.has_duties() {
-        if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
-            return join::assign(node, uid);
+impl Can {
+    fn poll_management(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
+        self.assigning[1] = None;
+        if core.seats.has_duties() {
+            if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
+                self.assigning[1] = Some(node);
+                return join::assign(node, uid, false);
+            }
+            if let Some((uid, reason)) = core.seats.next_refusal() {
+                return join::release(None, Some(uid), reason);
+            }
+            if let Some((node, uid)) = core.seats.next_release() {
+                return join::release(Some(node), uid, LeaveReason::Silence);
+            }
         }
-        if let Some((uid, reason)) = core.seats.next_refusal() {
-            return join::release(None, Some(uid), reason);
-        }
-        if let Some((node, uid)) = core.seats.next_release() {
-            return join::release(Some(node), uid, LeaveReason::Silence);
-        }
+        let (node, pdu) = core.next_pdu(now)?;
+        CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
     }
-    let (node, pdu) = core.next_pdu(now)?;
-    CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
 }
 
 impl Core {

@@ -37,6 +37,15 @@ const SESSIONS: usize = 2;
 /// Orders at once on CAN; then one per eighth of a cycle.
 pub(crate) const ORDER_BURST: u16 = 2;
 
+/// Prompt assignments at once on CAN, and in each cycle.
+pub(crate) const fn prompt_burst(kind: BusKind) -> u16 {
+    match kind {
+        // There the cycle is short, and these frames are classic ones.
+        BusKind::CanFd => 1,
+        _ => 2,
+    }
+}
+
 /// The master's end of the bus.
 #[cfg_attr(feature = "model", derive(Clone))]
 pub struct MasterLink {
@@ -114,7 +123,7 @@ impl MasterLink {
     pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
         self.handle_timeout(now);
         if let Medium::Can(can) = &mut self.medium {
-            can.handle_sent(now, mailbox);
+            can.handle_sent(&mut self.core, now, mailbox);
         }
     }
 
@@ -137,6 +146,9 @@ impl MasterLink {
     /// Early and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.core.handle_timeout(now);
+        if let Medium::Serial(serial) = &mut self.medium {
+            serial.handle_timeout(&mut self.core, now);
+        }
         let at = *self.core.cycle_at.get_or_insert(now);
         if now >= at {
             self.core.start_cycle(now, at);
@@ -176,7 +188,7 @@ impl MasterLink {
     /// Takes a member's seat back; the device keeps away for a second.
     pub fn remove(&mut self, now: Instant, node: NodeId) {
         self.handle_timeout(now);
-        if let Some(event) = self.core.seats.remove(node) {
+        if let Some(event) = self.core.seats.remove(now, node) {
             self.core.left(node);
             self.core.event(event);
         }
@@ -247,7 +259,7 @@ impl MasterLink {
             later(core.sessions_timeout()),
             later(match &self.medium {
                 Medium::Can(can) => can.poll_timeout(core),
-                Medium::Serial(serial) => serial.poll_timeout(),
+                Medium::Serial(serial) => serial.poll_timeout(core),
             }),
         ])
     }
@@ -267,6 +279,7 @@ impl MasterLink {
     #[cfg(feature = "model")]
     pub fn forget(&mut self) {
         self.core.cycle = 0;
+        self.core.seats.cycle = 0;
         self.core.next_tag = 0;
         self.core.stats = MasterStats::default();
         self.core.seats.forget();
@@ -341,6 +354,7 @@ impl Core {
             now + self.schedule.cycle
         });
         self.cycle = self.cycle.wrapping_add(1);
+        self.seats.cycle = self.cycle;
         self.next_tag = self.next_tag.wrapping_add(1);
     }
 
@@ -381,7 +395,7 @@ impl Core {
     ) -> Option<u8> {
         let node = NodeId::new(id.node())?;
         let seats = &mut self.seats;
-        match seats.hear(now, &self.schedule, self.cycle, node, id.class(), counter) {
+        match seats.hear(now, &self.schedule, node, id.class(), counter) {
             Heard::Fresh(lost) => {
                 if lost > 0 {
                     self.stats.lost += u64::from(lost);

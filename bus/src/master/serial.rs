@@ -103,6 +103,14 @@ impl Serial {
                     *claim = Some((uid, description));
                 }
             }
+            Frame::Confirm { node, uid, .. } => {
+                if let Some(event) = core.seats.taken(now, &core.schedule, node, uid) {
+                    if let Some(numbers) = self.numbers.get_mut(node.index()) {
+                        *numbers = Numbers::default();
+                    }
+                    core.event(event);
+                }
+            }
             Frame::State(node, state, extra) => {
                 let message = Message::State(node, state);
                 self.handle_state(core, now, (id, counter), node, message, extra);
@@ -147,12 +155,6 @@ impl Serial {
         message: Message,
         extra: Extra,
     ) {
-        if let Some(event) = core.seats.taken(now, &core.schedule, node) {
-            if let Some(numbers) = self.numbers.get_mut(node.index()) {
-                *numbers = Numbers::default();
-            }
-            core.event(event);
-        }
         let Some(lost) = core.receive(now, id, (counter, 0xff), message) else {
             return;
         };
@@ -181,11 +183,26 @@ impl Serial {
         }
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    /// When every group of claims is resolved. Nobody says anything but seats are given: then the
+    /// next beacon, which lets them be taken, need not wait for the end of the superframe.
+    fn early_at(&self, core: &Core) -> Option<Instant> {
+        let plan = self.plan.as_ref()?;
+        let slot = u32::from(self.groups.1).saturating_add(self.groups.0);
+        let at = plan.join(u16::try_from(slot).ok()?)?;
+        (!self.beacon_due && self.joining.is_none() && core.seats.only_offers()).then_some(at)
+    }
+
+    pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
+        if self.early_at(core).is_some_and(|at| now >= at) {
+            core.cycle_at = core.cycle_at.min(Some(now));
+        }
+    }
+
+    pub(super) fn poll_timeout(&self, core: &Core) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
         let answer = self.joining.map(|(at, _)| at);
-        crate::slave::earliest([window, answer])
+        crate::slave::earliest([window, answer, self.early_at(core)])
     }
 
     pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
@@ -227,10 +244,14 @@ impl Serial {
         let mut members = false;
         for index in 0..schedule.seats {
             let node = NodeId::new(index + 1);
-            let slot = node.and_then(|node| core.seats.slot(node));
-            if let (Some(c), Some(role)) = (slot, roles.get_mut(usize::from(index))) {
-                *role = Role::of(c);
+            let (Some(node), Some(role)) = (node, roles.get_mut(usize::from(index))) else {
+                continue;
+            };
+            if let Some(device) = core.seats.member(node) {
+                *role = Role::of(device.capabilities);
                 members = true;
+            } else if core.seats.is_offered(node) {
+                *role = Role::OFFERED;
             }
         }
         let mut orders = heapless::Vec::<Command, MAX_ORDERS>::new();
@@ -253,6 +274,7 @@ impl Serial {
             orders: orders.len() as u8,
             pairs: 0,
             depth: self.depth,
+            stretched: false,
             roles,
         };
         let end = now + self.timing.beacon(schedule.seats);
@@ -268,7 +290,11 @@ impl Serial {
                 beacon.pairs -= 1;
             }
         }
+        beacon.stretched = roles == [Role::default(); 127] && self.depth == COLD;
         let mut next = plan(&beacon);
+        if let Some(at) = &mut core.cycle_at {
+            *at = *at + next.length - schedule.cycle;
+        }
         while beacon.depth > 0 && 1u32 << beacon.depth > next.joins.into() {
             beacon.depth -= 1;
             next.depth = beacon.depth;

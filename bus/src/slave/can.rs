@@ -27,6 +27,8 @@ pub(super) struct Can {
     /// Pairs of ranges still to be sent, `from..to`; on FD one stands for all.
     pairs: (u8, u8),
     confirm_due: bool,
+    /// The confirmation answers a prompt assignment.
+    prompt: bool,
     /// The mailbox with our trip.
     trip_in: Option<Mailbox>,
     counters: [u8; 16],
@@ -49,6 +51,7 @@ impl Can {
             detail: 0,
             pairs: (0, 0),
             confirm_due: false,
+            prompt: false,
             trip_in: None,
             counters: [0; 16],
             sync: Receiver::Nothing,
@@ -77,6 +80,7 @@ impl Can {
             detail,
             pairs,
             confirm_due,
+            prompt,
             trip_in,
             counters,
             sync,
@@ -85,7 +89,8 @@ impl Can {
             budget,
         } = self;
         let due = [*summary_due, *detail_due, *confirm_due].map(u64::from);
-        p.value(due[0] | due[1] << 1 | due[2] << 2);
+        let prompt = u64::from(*confirm_due && *prompt);
+        p.value(due[0] | due[1] << 1 | due[2] << 2 | prompt << 3);
         p.value(u64::from_le_bytes([
             *detail, pairs.0, pairs.1, 0, 0, 0, 0, 0,
         ]));
@@ -104,7 +109,10 @@ impl Can {
         match frame.id {
             CanId::Standard(_) => self.handle_standard(core, now, frame),
             CanId::Extended(_) => match join::decode(frame) {
-                Some(Extended::Assign { node, uid }) => self.handle_assign(core, now, node, uid),
+                Some(Extended::Assign { node, uid, prompt }) => {
+                    self.handle_assign(core, now, node, uid);
+                    self.prompt = prompt;
+                }
                 Some(Extended::Release { node, uid, reason }) => match (node, uid) {
                     (None, Some(uid)) if uid == core.uid => core.released(now, reason),
                     (Some(node), uid) if core.node() == Some(node) && uid != Some(core.uid) => {
@@ -134,10 +142,11 @@ impl Can {
         };
         let receiver = match decoded.message {
             Message::Trip => return core.event(SlaveEvent::TripSeen),
-            Message::Sync(_) => {
-                if !core.master_alive(now) {
+            Message::Sync(sync) => {
+                if core.new_session(now, &sync) {
                     // Perhaps another master, with other counters.
                     self.sync = Receiver::Nothing;
+                    self.reset();
                 }
                 &mut self.sync
             }
@@ -431,7 +440,7 @@ impl Can {
         };
         if self.confirm_due {
             self.confirm_due = false;
-            return join::confirm(node, core.uid, core.description());
+            return join::confirm(node, core.uid, core.description(), self.prompt);
         }
         let fd = core.schedule.fd();
         let pdu: Pdu = match core.receiver.poll() {

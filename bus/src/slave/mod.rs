@@ -21,6 +21,7 @@ mod serial;
 use crate::budget::Budget;
 use crate::join::{self, Description, PROTOCOL_VERSION};
 use crate::message::*;
+use crate::schedule::part;
 pub(crate) use serial::{RANGING, signal};
 
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
@@ -507,6 +508,27 @@ impl Core {
         self.event(SlaveEvent::Order(order));
     }
 
+    /// Before a SYNC's counter is judged: whether it comes from another session of the master than
+    /// what we heard so far, or from the first. Who restarted knows no members: the seat is lost.
+    fn new_session(&mut self, now: Instant, sync: &Sync) -> bool {
+        let cycle = self.schedule.cycle;
+        let follows = match self.heard.filter(|_| self.master_alive(now)) {
+            None => false,
+            // Seated without a SYNC heard: the first one comes within a cycle.
+            Some(heard) if self.clock.last.is_none() => now.since(heard) < part(cycle, 110),
+            Some(_) => self.clock.follows(now, sync, cycle),
+        };
+        if follows {
+            return false;
+        }
+        self.clock = MasterClock::default();
+        self.heard = None;
+        if self.node().is_some() {
+            self.leave(now, LeaveReason::Silence, Duration::ZERO);
+        }
+        true
+    }
+
     /// A SYNC that passed its check; `now` is its end.
     fn sync(&mut self, now: Instant, sync: &Sync) {
         let first = !self.master_alive(now);
@@ -627,6 +649,9 @@ pub(crate) fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<In
     times.into_iter().flatten().min()
 }
 
+/// SYNC carries the master's clock modulo this, µs.
+const CLOCK_WRAP: u64 = 1 << 28;
+
 /// Follows the master's clock: each SYNC tells when the one before was on the wire.
 #[derive(Clone, Copy, Debug, Default)]
 struct MasterClock {
@@ -637,7 +662,7 @@ struct MasterClock {
 
 impl MasterClock {
     fn sync(&mut self, now: Instant, sync: &Sync) {
-        const WRAP: u64 = 1 << 28;
+        const WRAP: u64 = CLOCK_WRAP;
         if let Some((at, cycle)) = self.last
             && sync.cycle == cycle.wrapping_add(1)
         {
@@ -653,6 +678,30 @@ impl MasterClock {
             self.pair = Some((at, us));
         }
         self.last = Some((now, sync.cycle));
+    }
+
+    /// Whether a SYNC can be of the master that we heard last: it counts on, no faster than time
+    /// passes, and by its clock the SYNC before it was not before the last one we heard, give or take
+    /// two that the master did not see go out. A repeated one is left to the counter.
+    fn follows(&self, now: Instant, sync: &Sync, cycle: Duration) -> bool {
+        let Some((at, last)) = self.last else {
+            return true;
+        };
+        let elapsed = now.since(at);
+        let half = part(cycle, 50);
+        let step = sync.cycle.wrapping_sub(last);
+        if step == 0 {
+            return elapsed < half;
+        }
+        let in_time = cycle * step.into() <= elapsed + cycle; // either may have been late
+        let Some(known) = self.at(at).filter(|_| in_time) else {
+            // Its clock not known yet: then the numbers have to keep up with time, too.
+            return in_time && elapsed <= cycle * step.into() + half;
+        };
+        let early = cycle * 2 + half;
+        let known = known.as_micros().wrapping_sub(early.as_micros());
+        let ahead = u64::from(sync.previous_us).wrapping_sub(known) % CLOCK_WRAP;
+        ahead <= (early + elapsed + half).as_micros()
     }
 
     fn at(&self, now: Instant) -> Option<Instant> {

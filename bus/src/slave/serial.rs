@@ -14,6 +14,7 @@ use super::{Core, earliest};
 use crate::Schedule;
 use crate::e2e::{Receiver, Verdict};
 use crate::message::*;
+use crate::seats::OFFER_CYCLES;
 use crate::segment::Numbers;
 use crate::superframe::{
     self, Answer, Beacon, Bytes, Decoded, Extra, Fragment, Frame, Parser, Plan, Role, Timing,
@@ -42,6 +43,8 @@ pub(super) struct Serial {
     dismissed_at: Option<Instant>,
     /// When we got our seat.
     joined: Instant,
+    /// A beacon has counted us as a member since.
+    confirmed: bool,
     /// Seats in a row that were lost before the master ever heard us.
     unheard: u32,
     /// The master has asked us: our half of the window.
@@ -93,6 +96,7 @@ impl Serial {
             range: None,
             dismissed_at: None,
             joined: Instant::ZERO,
+            confirmed: false,
             unheard: 0,
             answer: None,
             claiming: None,
@@ -125,7 +129,7 @@ impl Serial {
     fn handle_frame(&mut self, core: &mut Core, now: Instant, end: Instant, decoded: Decoded) {
         match decoded.frame {
             Frame::Beacon(beacon) => {
-                if !core.master_alive(end) {
+                if core.new_session(end, &beacon.sync) {
                     self.beacons = Receiver::Nothing; // perhaps another master
                 }
                 if fresh(core, &mut self.beacons, decoded.counter) {
@@ -164,7 +168,12 @@ impl Serial {
         self.leave_superframe();
         core.sync(end, &beacon.sync);
         if let Some(node) = core.node() {
-            if plan.role(node) == Role::of(core.capabilities) {
+            // No longer than the offer stands: after that the seat may be another's.
+            let offered = !self.confirmed && end.since(self.joined) < schedule.cycle * OFFER_CYCLES;
+            if plan.role(node) == Role::OFFERED && offered {
+                self.state_at = plan.slots(node).0;
+            } else if plan.role(node) == Role::of(core.capabilities) {
+                self.confirmed = true;
                 (self.state_at, self.ranges_at) = plan.slots(node);
                 match beacon
                     .sync
@@ -216,6 +225,7 @@ impl Serial {
             Answer::Assign { node, uid } if uid == core.uid && spoken => {
                 self.claiming = None;
                 self.joined = now;
+                self.confirmed = false;
                 self.numbers = Numbers::default();
                 self.orders = Receiver::Nothing;
                 self.orders_to_all = Receiver::Nothing;
@@ -244,7 +254,7 @@ impl Serial {
     }
 
     pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
-        let over = |plan: &Plan| now.since(plan.beacon) > core.schedule.cycle + plan.timing.brk;
+        let over = |plan: &Plan| now.since(plan.beacon) > plan.length + plan.timing.brk;
         if self.plan.as_ref().is_some_and(over) {
             core.stats.overwritten += u64::from(self.state_at.is_some());
             self.leave_superframe();
@@ -309,7 +319,7 @@ impl Serial {
                 at => Some(at),
             }),
             claim.filter(|_| core.node().is_none()),
-            plan.map(|p| p.beacon + core.schedule.cycle + p.timing.brk * 2),
+            plan.map(|p| p.beacon + p.length + p.timing.brk * 2),
         ];
         earliest(times.map(|t| t.filter(|t| *t > now)))
     }
@@ -373,7 +383,15 @@ impl Serial {
     fn poll_slots(&mut self, core: &mut Core, now: Instant, node: NodeId) {
         if let Some(in_time) = self.due(self.state_at, now) {
             let at = self.state_at.take().unwrap_or(now);
-            if in_time {
+            if in_time && !self.confirmed {
+                let (uid, description) = (core.uid, core.description());
+                let frame = Frame::Confirm {
+                    node,
+                    uid,
+                    description,
+                };
+                self.say(core, at, &frame, None);
+            } else if in_time {
                 self.say_state(core, node, at);
             } else {
                 core.stats.overwritten += 1;

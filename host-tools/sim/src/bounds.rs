@@ -13,14 +13,14 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use helio_bus::analysis::{Analysis, Assumptions, Kind, management_id};
+use helio_bus::analysis::{Analysis, Assumptions, Kind, management_id, prompt_frames};
 use helio_bus::{
     Alarm, BusKind, CanFrame, CanId, Capabilities, Command, MAX_ANCHORS, Mailbox, MasterEvent,
     MasterLink, Message, Order, Ranges, Schedule, Severity, SlaveEvent, SlaveLink, SlaveState,
     State, Summary, decode_can, encode_can, slave_accepts,
 };
 use helio_units::{
-    DeciCelsius, Duration, Instant, Milliamps, Millimetres, Millivolts, NodeId, TagId,
+    DeciCelsius, Duration, Instant, Milliamps, Millimetres, Millivolts, NodeId, TagId, Uid,
 };
 
 use crate::media::Port;
@@ -176,6 +176,8 @@ pub fn critical(plan: &Plan) -> Result<Comparison, NotJoined> {
     Ok(all)
 }
 
+/// Places for devices that come and go.
+const SPARES: usize = 2;
 /// Cycles in which a worst instant is looked for.
 const CRITICAL_CYCLES: u64 = 500;
 const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
@@ -199,6 +201,9 @@ enum Stimulus {
     AlarmStream(usize, usize),
     TripStream,
     OrderStream,
+    /// A device is switched on that was not there, and switched off when it has its seat.
+    PlugStream,
+    Plug,
     TripAll,
     Alarm(usize),
     Order,
@@ -207,6 +212,8 @@ enum Stimulus {
 struct Unit {
     link: SlaveLink,
     port: Port,
+    /// Powered.
+    on: bool,
     due: Instant,
     synced: Option<Instant>,
     ranged: Option<Instant>,
@@ -230,6 +237,8 @@ struct Tally {
 
 struct Rig {
     now: Instant,
+    /// Index of the first unit that is plugged and unplugged.
+    spare: usize,
     schedule: Schedule,
     bit: Duration,
     master: MasterLink,
@@ -300,6 +309,7 @@ impl Rig {
             .map(|(i, capabilities)| Unit {
                 link: SlaveLink::new(schedule, uid(1, i), *capabilities),
                 port: attach(),
+                on: true,
                 due: Instant::ZERO,
                 synced: None,
                 ranged: None,
@@ -320,6 +330,7 @@ impl Rig {
         }
         let mut rig = Self {
             now: Instant::ZERO,
+            spare: units.len(),
             schedule,
             bit,
             master,
@@ -361,11 +372,67 @@ impl Rig {
                 rig.seats[usize::from(node.get())] = Some(i);
             }
         }
+        (0..SPARES).for_each(|_| rig.add_spare());
         rig.tallies = [Tally::default(); KINDS.len()];
         rig.background.clear();
         rig.syncs.clear();
         rig.datagrams = rig.stuffed_datagrams();
         Ok(rig)
+    }
+
+    /// A place for one device more, which is empty most of the time. CAN only: on RS485 a seat more
+    /// moves every slot.
+    fn add_spare(&mut self) {
+        let Medium::Can(bus, _) = &mut self.medium else {
+            return;
+        };
+        let free = self.units.len() < usize::from(self.schedule.seats);
+        if let (true, Some(port)) = (free, bus.attach()) {
+            let capabilities = self.units.first().map(|unit| unit.link.capabilities());
+            let capabilities = capabilities.unwrap_or_default();
+            self.units.push(Unit {
+                link: SlaveLink::new(self.schedule, uid(2, 0), capabilities),
+                port,
+                on: false,
+                due: Instant::MAX,
+                synced: None,
+                ranged: None,
+                alarmed: None,
+                counters: [0; 2],
+            });
+        }
+    }
+
+    /// A spare is switched on, as another device than before.
+    fn plug(&mut self) {
+        let of = |bytes: &[u8]| Uid::new(bytes.iter().fold(0, |id, b| id << 8 | u64::from(*b)));
+        let (now, schedule) = (self.now, self.schedule);
+        let mut spares = self.units.iter().enumerate().skip(self.spare);
+        let Some((i, unit)) = spares.find(|(_, unit)| !unit.on) else {
+            return;
+        };
+        let node = u8::try_from(i + 1).ok().and_then(NodeId::new);
+        let capabilities = unit.link.capabilities();
+        let mut bytes = self.noise.bits().to_be_bytes().to_vec();
+        if self.stuff {
+            bytes = self.climb(8, self.tries, |rig, bytes| {
+                let frames = of(bytes).zip(node);
+                let frames = frames.map(|(uid, node)| prompt_frames(node, uid, capabilities));
+                let frames = frames.into_iter().flatten();
+                frames.fold(Duration::ZERO, |all, frame| all + rig.time_of(frame))
+            });
+        }
+        if let Some(uid) = of(&bytes) {
+            let unit = &mut self.units[i];
+            unit.link = SlaveLink::new(schedule, uid, capabilities);
+            unit.on = true;
+            unit.due = now;
+        }
+    }
+
+    fn unplug(&mut self, i: usize) {
+        self.units[i].on = false;
+        self.units[i].due = Instant::MAX;
     }
 
     fn members(&self) -> usize {
@@ -398,12 +465,16 @@ impl Rig {
     }
 
     fn start_streams(&mut self, assumed: &Assumptions) {
-        let slaves = self.units.iter().map(|u| u.link.capabilities());
+        let slaves = self
+            .units
+            .iter()
+            .take(self.spare)
+            .map(|u| u.link.capabilities());
         let analysis = Analysis::new(&self.schedule, slaves, assumed);
         for (kind, tally) in KINDS.iter().zip(&mut self.tallies) {
             tally.bound = analysis.bound(*kind).and_then(|b| b.response);
         }
-        let streams = usize::from(assumed.alarms).min(self.units.len());
+        let streams = usize::from(assumed.alarms).min(self.spare);
         for stream in 0..streams {
             let at = self.now + self.random(self.schedule.cycle);
             self.push(at, Stimulus::AlarmStream(stream, streams));
@@ -414,13 +485,17 @@ impl Rig {
             let at = self.now + self.random(self.schedule.cycle);
             self.push(at, Stimulus::OrderStream);
         }
+        for _ in 0..assumed.plugs {
+            let at = self.now + self.random(self.schedule.cycle);
+            self.push(at, Stimulus::PlugStream);
+        }
     }
 
     /// Everything at once.
     fn schedule_strike(&mut self, at: Instant, assumed: &Assumptions) {
         self.push(at, Stimulus::TripAll);
-        let alarms = usize::from(assumed.alarms).min(self.units.len());
-        for i in (0..self.units.len()).rev().take(alarms) {
+        let alarms = usize::from(assumed.alarms).min(self.spare);
+        for i in (0..self.spare).rev().take(alarms) {
             self.push(at, Stimulus::Alarm(i));
         }
         let orders = match assumed.orders {
@@ -429,6 +504,9 @@ impl Rig {
         };
         for _ in 0..orders {
             self.push(at, Stimulus::Order);
+        }
+        for _ in 0..assumed.plugs {
+            self.push(at, Stimulus::Plug);
         }
     }
 
@@ -523,7 +601,7 @@ impl Rig {
             }
             Stimulus::AlarmStream(stream, streams) => {
                 // Streams share no slave, so nobody alarms twice within a period.
-                let mine = (self.units.len() - stream).div_ceil(streams);
+                let mine = (self.spare - stream).div_ceil(streams);
                 let i = stream + streams * self.pick(mine);
                 self.alarm(i);
                 // On RS485 each is said twice.
@@ -532,9 +610,9 @@ impl Rig {
                 self.push(next, what);
             }
             Stimulus::TripStream => {
-                let one = self.pick(self.units.len());
+                let one = self.pick(self.spare);
                 let some = self.pick(4);
-                for i in 0..self.units.len() {
+                for i in 0..self.spare {
                     if some == 0 || i == one || (some == 1 && self.noise.uniform() < 0.3) {
                         self.units[i].link.trip(now);
                         self.drain(i);
@@ -549,10 +627,16 @@ impl Rig {
                 let next = now + cycle + self.random(cycle);
                 self.push(next, what);
             }
+            Stimulus::PlugStream => {
+                self.plug();
+                let next = now + cycle * 6 + self.random(cycle * 4);
+                self.push(next, what);
+            }
+            Stimulus::Plug => self.plug(),
             Stimulus::Alarm(i) => self.alarm(i),
             Stimulus::TripAll => {
                 self.tripped.get_or_insert(now);
-                for i in 0..self.units.len() {
+                for i in 0..self.spare {
                     self.units[i].link.trip(now);
                     self.drain(i);
                 }
@@ -577,7 +661,7 @@ impl Rig {
     }
 
     fn order(&mut self, timed: bool) {
-        let i = self.pick(self.units.len());
+        let i = self.pick(self.spare);
         let Some(node) = self.units[i].link.node() else {
             return;
         };
@@ -623,7 +707,10 @@ impl Rig {
                 }
                 for i in 0..self.units.len() {
                     let unit = &mut self.units[i];
-                    if receivers.contains(unit.port) && slave_accepts(frame.id, unit.link.node()) {
+                    if unit.on
+                        && receivers.contains(unit.port)
+                        && slave_accepts(frame.id, unit.link.node())
+                    {
                         unit.link.handle_can(now, &frame);
                         self.drain(i);
                     }
@@ -632,6 +719,10 @@ impl Rig {
             CanEvent::Sent { port, mailbox, .. } => match port.index().checked_sub(1) {
                 Some(i) => {
                     self.units[i].link.handle_sent(now, mailbox);
+                    // The spare has confirmed its seat, and is not to say anything on it.
+                    if i >= self.spare && self.units[i].link.node().is_some() {
+                        self.unplug(i);
+                    }
                     self.drain(i);
                 }
                 None => {
@@ -730,7 +821,7 @@ impl Rig {
             }
         }
         if self.mode == Mode::Chaos && self.noise.uniform() < 0.01 || self.saturate {
-            let i = self.pick(self.units.len());
+            let i = self.pick(self.spare);
             if let (Some(node), Some((to_slave, _))) =
                 (self.units[i].link.node(), self.datagrams.get(i))
             {
@@ -782,6 +873,9 @@ impl Rig {
 
     fn drain(&mut self, i: usize) {
         let now = self.now;
+        if !self.units[i].on {
+            return;
+        }
         while let Some(event) = self.units[i].link.poll_event() {
             match event {
                 SlaveEvent::Sync { .. } => {

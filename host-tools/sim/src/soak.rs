@@ -373,11 +373,11 @@ impl Trial {
                     self.guilty[i] = true;
                 }
                 News::Master(MasterEvent::Trip, _) => self.trips += 1,
-                News::Master(MasterEvent::Message(Message::Summary(node, summary)), _) => {
-                    self.attribute(node, &summary)
+                News::Master(MasterEvent::Message(Message::Summary(node, summary)), sampled) => {
+                    self.attribute(node, &summary, sampled);
                 }
-                News::Master(MasterEvent::Message(Message::State(node, state)), _) => {
-                    self.attribute(node, &state.summary);
+                News::Master(MasterEvent::Message(Message::State(node, state)), sampled) => {
+                    self.attribute(node, &state.summary, sampled);
                 }
                 _ => {}
             }
@@ -401,7 +401,7 @@ impl Trial {
     }
 
     /// What a slave measures tells which one it is.
-    fn attribute(&mut self, node: NodeId, summary: &Summary) {
+    fn attribute(&mut self, node: NodeId, summary: &Summary, sampled: Option<Instant>) {
         let Some(Millivolts(mv)) = summary.min else {
             return;
         };
@@ -409,6 +409,8 @@ impl Trial {
         let member = self.net.master.member(node);
         if let (Some(from), Some((uid, _))) = (from, member)
             && from.uid != uid
+            // What is still on the cable at a swap is its predecessor's.
+            && sampled.is_some_and(|at| at >= from.booted)
         {
             self.wrong = Some(format!("a message of {} is taken for {uid}'s", from.uid));
         }

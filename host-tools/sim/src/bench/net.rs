@@ -129,8 +129,10 @@ pub struct NetPlan {
 
 /// One bus.
 pub struct Net {
-    /// World's time; the master's clock.
+    /// World's time; the clock of the first master.
     pub now: Instant,
+    /// Since when the master runs: its clock starts there.
+    master_booted: Instant,
     /// Master's link.
     pub master: Box<MasterLink>,
     /// Whether it is powered.
@@ -203,6 +205,7 @@ impl Net {
             .collect();
         Self {
             now: Instant::ZERO,
+            master_booted: Instant::ZERO,
             master: Self::new_master(&plan.schedule, plan.ranging),
             master_alive: true,
             due: units.iter().map(|u| u.booted).collect(),
@@ -289,7 +292,8 @@ impl Net {
 
     /// Lets the master's core ask for this.
     pub fn ask_master<T>(&mut self, what: impl FnOnce(&mut MasterLink, Instant) -> T) -> T {
-        let out = what(&mut self.master, self.now);
+        let local = self.master_local();
+        let out = what(&mut self.master, local);
         self.drain_master(None);
         out
     }
@@ -351,6 +355,7 @@ impl Net {
     /// Another master without memory takes over.
     pub fn master_on(&mut self) {
         self.master = Self::new_master(&self.schedule, self.ranging);
+        self.master_booted = self.now;
         self.master_alive = true;
         self.master_due = self.now;
         self.medium.revive(self.now, self.master_port);
@@ -392,7 +397,8 @@ impl Net {
             }
         }
         if now >= self.master_due {
-            self.master.handle_timeout(now);
+            let local = self.master_local();
+            self.master.handle_timeout(local);
             self.drain_master(None);
         }
         for i in 0..self.units.len() {
@@ -414,6 +420,7 @@ impl Net {
         match &mut self.medium {
             Medium::Can(can) => {
                 let mut inbox = std::mem::take(&mut self.can_inbox);
+                let mut ready = Vec::new();
                 can.handle_timeout(now, &mut |event| inbox.push(event));
                 for event in inbox.drain(..) {
                     match event {
@@ -438,10 +445,18 @@ impl Net {
                             let to = port.index().checked_sub(1);
                             self.carry(port, to, 0, Cargo::Sent(mailbox));
                         }
+                        CanEvent::State { port, .. } => ready.push(port),
                         _ => {}
                     }
                 }
                 self.can_inbox = inbox;
+                // Who is on the bus at last: its mailboxes take frames from now on.
+                for port in ready {
+                    match port.index().checked_sub(1) {
+                        Some(i) => self.drain(i),
+                        None => self.drain_master(None),
+                    }
+                }
             }
             Medium::Serial(line) => {
                 let mut inbox = std::mem::take(&mut self.line_inbox);
@@ -504,7 +519,7 @@ impl Net {
     fn deliver(&mut self, delivery: Delivery) {
         let Some(i) = delivery.to else {
             if self.master_alive {
-                let now = self.now;
+                let now = self.master_local();
                 match delivery.cargo {
                     Cargo::Can(frame) => self.master.handle_can(now, &frame),
                     Cargo::Sent(mailbox) => self.master.handle_sent(now, mailbox),
@@ -530,8 +545,14 @@ impl Net {
         self.drain(i);
     }
 
+    fn master_local(&self) -> Instant {
+        Instant::ZERO + self.now.since(self.master_booted)
+    }
+
     fn drain_master(&mut self, sampled: Option<Instant>) {
         let now = self.now;
+        let local = self.master_local();
+        let booted = self.master_booted.since(Instant::ZERO);
         if !self.master_alive {
             return;
         }
@@ -542,19 +563,21 @@ impl Net {
             Medium::Can(can) => {
                 for mailbox in MAILBOXES {
                     while can.is_free(self.master_port, mailbox)
-                        && let Some(out) = self.master.poll_can(now, mailbox)
+                        && let Some(out) = self.master.poll_can(local, mailbox)
                     {
                         let _ = can.submit(now, self.master_port, mailbox, &out.frame, 0);
                     }
                 }
             }
             Medium::Serial(line) => {
-                while let Some(out) = self.master.poll_serial(now) {
-                    let _ = line.transmit(self.master_port, out.at.max(now), &out.what, 0);
+                while let Some(out) = self.master.poll_serial(local) {
+                    let at = (out.at + booted).max(now);
+                    let _ = line.transmit(self.master_port, at, &out.what, 0);
                 }
             }
         }
-        self.master_due = self.master.poll_timeout().unwrap_or(Instant::MAX);
+        let due = self.master.poll_timeout();
+        self.master_due = due.map_or(Instant::MAX, |due| due + booted);
     }
 
     fn drain(&mut self, i: usize) {
