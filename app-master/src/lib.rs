@@ -51,7 +51,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     // Not static: it is built on the stack before it could be moved anywhere, and would take its
     // room twice for good. So most of this thread's stack is this.
     printkln!("heliograph master: core {} bytes", size_of::<Core>());
-    let mut master = Master::new(config::master(schedule));
+    let mut master = lay_out(schedule);
     let clients = CLIENTS.init_with(Clients::new);
     let bus = Bus::start(&mut parts)?;
     parts
@@ -62,6 +62,12 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         printkln!("heliograph master: no watchdog on this board");
     }
     run(&mut master, parts, bus, clients)
+}
+
+/// Not a part of [`start`], which never gives its stack back.
+#[inline(never)]
+fn lay_out(schedule: helio_bus::Schedule) -> Core {
+    Master::new(config::master(schedule))
 }
 
 fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {

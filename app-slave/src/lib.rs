@@ -18,7 +18,7 @@ use cells::Monitor;
 use helio_bus::Ranges;
 use helio_slave::{MAX_ANSWER, Slave, SlaveOutput};
 use helio_units::{Duration, Instant};
-use static_cell::StaticCell;
+use static_cell::{ConstStaticCell, StaticCell};
 use zephyr::printkln;
 use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
 
@@ -41,7 +41,24 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     let mut parts = Peripherals::take().ok_or("started twice")?.map_err(
         |_| "an output of the heliograph,node does not start; check its GPIO or PWM controller",
     )?;
-    let config = config::slave()?;
+    let (slave, monitor) = prepare(&mut parts)?;
+    let bus = Bus::start(&mut parts)?;
+    if parts.watchdog.start(WATCHDOG).is_err() {
+        printkln!("heliograph slave: no watchdog on this board");
+    }
+    run(slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
+}
+
+/// Not a part of [`start`], which never gives its stack back: the configuration is 3 kB.
+#[inline(never)]
+fn prepare(parts: &mut Peripherals) -> Result<(&'static mut Slave, Monitor), &'static str> {
+    // 19 kB, laid out by the compiler. Built at run time it would be on the stack first.
+    static SLAVE: ConstStaticCell<Slave> = ConstStaticCell::new(Slave::vacant());
+    let uid = zephyr_shell::uid().ok_or(
+        "no unique id: set CONFIG_HELIO_UID or CONFIG_HELIO_UID_ADDRESS, on native_sim --uid=...",
+    )?;
+    let slave = SLAVE.try_take().ok_or("started twice")?;
+    let config = config::slave(uid);
     let schedule = zephyr_shell::schedule();
     printkln!(
         "heliograph slave {:016x}: {} cells, {} temperatures, {} anchors, {}, cycle {} us",
@@ -52,14 +69,9 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         schedule.kind.name(),
         schedule.cycle.as_micros()
     );
-    let monitor = Monitor::new(&config, &mut parts)?;
-    // Not static: it is built on the stack before it could be moved anywhere.
-    let mut slave = Slave::new(config, schedule);
-    let bus = Bus::start(&mut parts)?;
-    if parts.watchdog.start(WATCHDOG).is_err() {
-        printkln!("heliograph slave: no watchdog on this board");
-    }
-    run(&mut slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
+    let monitor = Monitor::new(&config, parts)?;
+    slave.start(&config, schedule);
+    Ok((slave, monitor))
 }
 
 fn run(

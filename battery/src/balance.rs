@@ -16,14 +16,19 @@ pub struct BalanceConfig {
     pub neighbours: bool,
 }
 
+impl BalanceConfig {
+    /// What [`Default`] gives.
+    pub const DEFAULT: Self = Self {
+        threshold: Millivolts(10),
+        floor: Millivolts(3_000),
+        max_cells: 8,
+        neighbours: false,
+    };
+}
+
 impl Default for BalanceConfig {
     fn default() -> Self {
-        Self {
-            threshold: Millivolts(10),
-            floor: Millivolts(3_000),
-            max_cells: 8,
-            neighbours: false,
-        }
+        Self::DEFAULT
     }
 }
 

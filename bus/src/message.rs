@@ -85,6 +85,23 @@ pub struct Cells(pub [Option<Millivolts>; MAX_CELLS]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Temperatures(pub [Option<DeciCelsius>; MAX_TEMPS]);
 
+impl State {
+    /// What [`Default`] gives: nothing measured.
+    pub const EMPTY: Self = Self {
+        summary: Summary {
+            state: SlaveState::Init,
+            severity: Severity::None,
+            gate_on: false,
+            balancing: false,
+            current: None,
+            min: None,
+            max: None,
+        },
+        cells: Cells([None; MAX_CELLS]),
+        temps: Temperatures([None; MAX_TEMPS]),
+    };
+}
+
 impl Default for Cells {
     fn default() -> Self {
         Self([None; MAX_CELLS])

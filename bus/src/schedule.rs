@@ -41,6 +41,21 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Of no bus.
+    pub(crate) const NONE: Self = Self {
+        kind: BusKind::Rs485At1M,
+        seats: 1,
+        cycle: Duration::ZERO,
+        guard: Duration::ZERO,
+        ranges_phase: Duration::ZERO,
+        sample_grace: Duration::ZERO,
+        silence: Duration::ZERO,
+        ranging_silence: Duration::ZERO,
+        master_silence: Duration::ZERO,
+        join_retry: Duration::ZERO,
+        quarantine: Duration::ZERO,
+    };
+
     /// The defaults of each bus.
     pub fn for_bus(kind: BusKind) -> Self {
         let us = Duration::from_micros;

@@ -274,6 +274,15 @@ pub struct Numbers {
 }
 
 impl Numbers {
+    pub const fn new() -> Self {
+        Self {
+            sending: false,
+            outstanding: false,
+            expecting: false,
+            refused: false,
+        }
+    }
+
     /// What to say next. `sender` and `ready` are our two directions.
     pub fn poll(&mut self, sender: Option<&mut Sender>, ready: bool) -> Fragment {
         let mut fragment = Fragment {

@@ -591,6 +591,13 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// Of no bus.
+    pub const NONE: Self = Self {
+        bit_ns: 0,
+        guard: Duration::ZERO,
+        brk: Duration::ZERO,
+    };
+
     /// Of an RS485 bus; that of 1 Mbaud for any other.
     pub fn of(schedule: &Schedule) -> Self {
         let us = Duration::from_micros;

@@ -30,16 +30,20 @@ pub struct BleedConfig {
     pub max_temp: DeciCelsius,
 }
 
-impl Default for BleedConfig {
+impl BleedConfig {
     /// Orders only, for 60 s; 1 ms to settle (five time constants of 2 kΩ and 100 nF in the sense
     /// line); up to 50 °C.
+    pub const DEFAULT: Self = Self {
+        own_plan: false,
+        order_limit: Duration::from_secs(60),
+        settle: Duration::from_millis(1),
+        max_temp: DeciCelsius(500),
+    };
+}
+
+impl Default for BleedConfig {
     fn default() -> Self {
-        Self {
-            own_plan: false,
-            order_limit: Duration::from_secs(60),
-            settle: Duration::from_millis(1),
-            max_temp: DeciCelsius(500),
-        }
+        Self::DEFAULT
     }
 }
 
@@ -77,7 +81,7 @@ struct Bleeding {
 }
 
 impl Balancer {
-    pub fn new(config: BleedConfig, plan_config: BalanceConfig) -> Self {
+    pub const fn new(config: BleedConfig, plan_config: BalanceConfig) -> Self {
         Self {
             config,
             plan_config,

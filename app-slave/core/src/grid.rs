@@ -59,12 +59,23 @@ impl Grid {
             hold: part(8),
             cycle: cycle.max(SHORTEST),
             patience,
-            next: Instant::ZERO,
-            sync: None,
-            asked: None,
-            synced: Instant::ZERO,
+            ..Self::NONE
         }
     }
+
+    /// Of no bus.
+    pub const NONE: Self = Self {
+        period: SHORTEST,
+        quarter: SHORTEST,
+        half: SHORTEST,
+        hold: SHORTEST,
+        cycle: SHORTEST,
+        patience: SHORTEST,
+        next: Instant::ZERO,
+        sync: None,
+        asked: None,
+        synced: Instant::ZERO,
+    };
 
     /// When the last SYNC came; zero before the first.
     pub fn synced(&self) -> Instant {

@@ -197,7 +197,7 @@ enum State {
 }
 
 /// One place for each kind of output.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Waiting {
     gate_off: bool,
     gate_on: bool,
@@ -208,22 +208,74 @@ struct Waiting {
     identify: Option<u16>,
 }
 
+impl Waiting {
+    const NONE: Self = Self {
+        gate_off: false,
+        gate_on: false,
+        balance: None,
+        sample: false,
+        range: None,
+        light: None,
+        identify: None,
+    };
+}
+
+/// What a slave is called that has not been started.
+const NOBODY: Uid = Uid::new(1).expect("1 is not 0");
+
 impl Slave {
     /// A slave that has just booted: gate off, nothing bled, all luminaires shining.
     /// [`Self::handle_timeout`] is due at once.
     pub fn new(config: SlaveConfig, schedule: Schedule) -> Self {
-        let protection = Protection::new(limits(&config));
-        Self::with(config, schedule, protection)
+        let mut slave = Self::vacant();
+        slave.start(&config, schedule);
+        slave
     }
 
     /// The same with what [`Protection::diagnostics`] knew before the reset: counts go on, and
     /// what was latched still is.
     pub fn resume(config: SlaveConfig, schedule: Schedule, diagnostics: Diagnostics) -> Self {
-        let protection = Protection::resume(limits(&config), diagnostics);
-        Self::with(config, schedule, protection)
+        let mut slave = Self::vacant();
+        slave.protection = Protection::resume(limits(&config), diagnostics);
+        slave.start(&config, schedule);
+        slave
     }
 
-    fn with(config: SlaveConfig, schedule: Schedule, protection: Protection) -> Self {
+    /// No slave yet: what [`Self::start`] makes one of. The compiler can lay it out, so that a
+    /// shell may have it in a static and needs no stack for a second one.
+    pub const fn vacant() -> Self {
+        Self {
+            uid: NOBODY,
+            capabilities: Capabilities {
+                cells: 0,
+                temps: 0,
+                anchors: 0,
+            },
+            on_master_loss: OnMasterLoss::Keep,
+            light_id: None,
+            sleep: None,
+            device: false,
+            link: SlaveLink::vacant(),
+            protection: Protection::new(Limits::nmc(0)),
+            grid: Grid::NONE,
+            balancer: Balancer::new(BleedConfig::DEFAULT, BalanceConfig::DEFAULT),
+            counters: Counters::NONE,
+            state: State::Standby,
+            complete: false,
+            asked: None,
+            range_asked: None,
+            heard: None,
+            introduced: false,
+            said: Said::EMPTY,
+            sampled_at: None,
+            waiting: Waiting::NONE,
+            reply: [0; MAX_ANSWER],
+            request: 0,
+        }
+    }
+
+    /// Makes of a [`Self::vacant`] slave, in place, what [`Self::new`] gives.
+    pub fn start(&mut self, config: &SlaveConfig, schedule: Schedule) {
         let SlaveConfig {
             uid,
             capabilities,
@@ -232,48 +284,38 @@ impl Slave {
             sleep,
             device,
             ..
-        } = config;
-        let tripped = protection.severity() == Some(protection::Severity::Trip);
-        Self {
-            uid,
-            capabilities,
-            on_master_loss,
-            light_id,
-            sleep,
-            device,
-            link: SlaveLink::new(schedule, uid, capabilities),
-            protection,
-            grid: Grid::new(
-                config.sample_period,
-                schedule.cycle,
-                schedule.master_silence,
-            ),
-            balancer: Balancer::new(config.bleed, config.balance),
-            counters: Counters::default(),
-            state: match (measures(&capabilities), tripped) {
-                (true, true) => State::Tripped,
-                (true, false) => State::Init {
-                    gate_ordered: false,
-                },
-                (false, _) => State::Standby,
+        } = *config;
+        let lit = capabilities.anchors > 0;
+        self.protection
+            .set_limits(&config.limits, capabilities.cells, capabilities.temps);
+        let tripped = self.protection.severity() == Some(protection::Severity::Trip);
+        self.uid = uid;
+        self.capabilities = capabilities;
+        self.on_master_loss = on_master_loss;
+        self.light_id = light_id;
+        self.sleep = sleep;
+        self.device = device;
+        self.link.start(schedule, uid, capabilities);
+        self.grid = Grid::new(
+            config.sample_period,
+            schedule.cycle,
+            schedule.master_silence,
+        );
+        self.balancer = Balancer::new(config.bleed, config.balance);
+        self.state = match (measures(&capabilities), tripped) {
+            (true, true) => State::Tripped,
+            (true, false) => State::Init {
+                gate_ordered: false,
             },
-            complete: false,
-            asked: None,
-            range_asked: None,
-            heard: None,
-            introduced: false,
-            said: Said::default(),
-            sampled_at: None,
-            waiting: Waiting {
-                gate_off: true,
-                balance: Some(0),
-                light: (capabilities.anchors > 0).then(|| mask(capabilities.anchors)),
-                identify: light_id.filter(|_| capabilities.anchors > 0),
-                ..Waiting::default()
-            },
-            reply: [0; MAX_ANSWER],
-            request: 0,
-        }
+            (false, _) => State::Standby,
+        };
+        self.waiting = Waiting {
+            gate_off: true,
+            balance: Some(0),
+            light: lit.then(|| mask(capabilities.anchors)),
+            identify: light_id.filter(|_| lit),
+            ..Waiting::NONE
+        };
     }
 
     /// A measurement has come, asked for or not. The gate is decided when this returns.

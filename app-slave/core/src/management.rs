@@ -17,7 +17,7 @@ pub const MAX_ANSWER: usize = MAX_TUNNELLED;
 pub const DIAGNOSTICS: u8 = 5;
 
 /// What a slave counts. They wrap.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Counters {
     pub samples: u32,
     pub stale: u32,
@@ -30,6 +30,22 @@ pub(crate) struct Counters {
     pub master_lost: u32,
     pub datagrams: u32,
     pub unanswered: u32,
+}
+
+impl Counters {
+    pub const NONE: Self = Self {
+        samples: 0,
+        stale: 0,
+        trips: 0,
+        trips_seen: 0,
+        syncs: 0,
+        orders: 0,
+        refused: 0,
+        left: 0,
+        master_lost: 0,
+        datagrams: 0,
+        unanswered: 0,
+    };
 }
 
 /// Adds one.
@@ -332,7 +348,7 @@ mod tests {
             link: &SlaveStats::default(),
             counters: &Counters {
                 samples: 77,
-                ..Counters::default()
+                ..Counters::NONE
             },
             protection: &protection,
         };
@@ -492,7 +508,7 @@ mod tests {
                 said: &State::default(),
                 sampled_at: None,
                 link: &SlaveStats::default(),
-                counters: &Counters::default(),
+                counters: &Counters::NONE,
                 protection: &protection,
             };
             let datagram = request(Op::Read, GROUP, DIAGNOSTICS, &map(&[("from", from)]));

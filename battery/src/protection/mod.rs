@@ -108,19 +108,10 @@ pub struct Protection {
 
 impl Protection {
     /// Watches with these limits. A table that does not pass [`Limits::check`] is used as it is.
-    pub fn new(limits: Limits) -> Self {
-        let mut alert = [i32::MAX; KINDS];
-        for (kind, (alert, rules)) in Kind::ALL
-            .into_iter()
-            .zip(alert.iter_mut().zip(&limits.rules))
-        {
-            for rule in rules.iter().flatten() {
-                *alert = (*alert).min(oriented(kind, rule.threshold));
-            }
-        }
+    pub const fn new(limits: Limits) -> Self {
         Self {
+            alert: alerts(&limits),
             limits,
-            alert,
             watch: Watch::new(),
             states: [[State::Idle; 3]; KINDS],
             busy: 0,
@@ -135,6 +126,15 @@ impl Protection {
             ended: [0; 3],
             diagnostics: Diagnostics::new(),
         }
+    }
+
+    /// As [`Self::new`] with these limits for so many cells and sensors, in place: where there is no
+    /// room for a second one on the stack. For before the first sample.
+    pub fn set_limits(&mut self, limits: &Limits, cells: u8, temps: u8) {
+        self.alert = alerts(limits);
+        self.limits = *limits;
+        self.limits.cells = cells;
+        self.limits.temps = temps;
     }
 
     /// As [`Self::new`] after a reset: goes on counting, and what was latched still is.
@@ -424,6 +424,27 @@ impl Protection {
             });
         pending.chain(nearest).min()
     }
+}
+
+/// The mildest threshold of each kind, oriented: no value below it is any rule's.
+const fn alerts(limits: &Limits) -> [i32; KINDS] {
+    let mut alert = [i32::MAX; KINDS];
+    let mut k = 0;
+    while k < KINDS {
+        let (kind, rules) = (Kind::ALL[k], &limits.rules[k]);
+        let mut n = 0;
+        while n < rules.len() {
+            if let Some(rule) = rules[n] {
+                let threshold = oriented(kind, rule.threshold);
+                if threshold < alert[k] {
+                    alert[k] = threshold;
+                }
+            }
+            n += 1;
+        }
+        k += 1;
+    }
+    alert
 }
 
 #[cfg(test)]

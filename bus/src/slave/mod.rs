@@ -25,6 +25,7 @@ use crate::schedule::part;
 pub(crate) use serial::{RANGING, signal};
 
 use crate::segment::{Receiver as DatagramReceiver, Sender as DatagramSender};
+use crate::superframe::Timing;
 use crate::{Busy, Schedule};
 use heapless::{Deque, Vec};
 use helio_units::{Duration, Instant, NodeId, Uid};
@@ -109,28 +110,54 @@ enum Seat {
     Held { until: Instant, quarantine: bool },
 }
 
+/// What a link is called that has not been started.
+const NOBODY: Uid = Uid::new(1).expect("1 is not 0");
+
 /// How long a slave keeps away that was refused a seat or told to go.
 const KEEP_AWAY: Duration = Duration::from_millis(1_000);
 
 impl SlaveLink {
     /// A link without a seat; it starts to claim one at once.
     pub fn new(schedule: Schedule, uid: Uid, capabilities: Capabilities) -> Self {
+        let mut link = Self::vacant();
+        link.start(schedule, uid, capabilities);
+        link
+    }
+
+    /// Makes of a [`Self::vacant`] link what [`Self::new`] gives, in place: where there is no room
+    /// for a second one on the stack.
+    pub fn start(&mut self, schedule: Schedule, uid: Uid, capabilities: Capabilities) {
         let capabilities = Capabilities {
             cells: capabilities.cells.min(MAX_CELLS as u8),
             temps: capabilities.temps.min(MAX_TEMPS as u8),
             anchors: capabilities.anchors.min(MAX_ANCHORS as u8),
         };
         let quarter = Duration::from_nanos(schedule.cycle.as_nanos() / 4);
+        self.medium = if schedule.can() {
+            Medium::Can(can::Can::new(&schedule, capabilities))
+        } else {
+            Medium::Serial(serial::Serial::new(Timing::of(&schedule)))
+        };
+        let core = &mut self.core;
+        core.schedule = schedule;
+        core.uid = uid;
+        core.capabilities = capabilities;
+        core.trip_budget = Budget::new(4, schedule.cycle);
+        core.alarm_budget = Budget::new(ALARM_BURST, quarter);
+    }
+
+    /// On no bus and of no device, until [`Self::start`].
+    pub const fn vacant() -> Self {
         Self {
-            medium: if schedule.can() {
-                Medium::Can(can::Can::new(&schedule, capabilities))
-            } else {
-                Medium::Serial(serial::Serial::new(&schedule))
-            },
+            medium: Medium::Serial(serial::Serial::new(Timing::NONE)),
             core: Core {
-                schedule,
-                uid,
-                capabilities,
+                schedule: Schedule::NONE,
+                uid: NOBODY,
+                capabilities: Capabilities {
+                    cells: 0,
+                    temps: 0,
+                    anchors: 0,
+                },
                 seat: Seat::Seeking {
                     claim_at: Instant::ZERO,
                     attempt: 0,
@@ -138,19 +165,25 @@ impl SlaveLink {
                 },
                 now: None,
                 heard: None,
-                clock: MasterClock::default(),
+                clock: MasterClock::new(),
                 state: None,
                 ranges: None,
                 trip: false,
-                trip_budget: Budget::new(4, schedule.cycle),
+                trip_budget: Budget::new(0, Duration::ZERO),
                 alarms: Vec::new(),
-                alarm_budget: Budget::new(ALARM_BURST, quarter),
+                alarm_budget: Budget::new(0, Duration::ZERO),
                 isolated: false,
                 babbling: false,
                 sender: DatagramSender::new(),
                 receiver: DatagramReceiver::new(),
                 events: Deque::new(),
-                stats: SlaveStats::default(),
+                stats: SlaveStats {
+                    sent: 0,
+                    overwritten: 0,
+                    over_budget: 0,
+                    rejected: 0,
+                    alarms_dropped: 0,
+                },
             },
         }
     }
@@ -661,6 +694,13 @@ struct MasterClock {
 }
 
 impl MasterClock {
+    const fn new() -> Self {
+        Self {
+            last: None,
+            pair: None,
+        }
+    }
+
     fn sync(&mut self, now: Instant, sync: &Sync) {
         const WRAP: u64 = CLOCK_WRAP;
         if let Some((at, cycle)) = self.last

@@ -11,7 +11,6 @@
 //! the colliding ones, chosen by the next bit of their hash, one back.
 
 use super::{Core, earliest};
-use crate::Schedule;
 use crate::e2e::{Receiver, Verdict};
 use crate::message::*;
 use crate::seats::OFFER_CYCLES;
@@ -86,9 +85,9 @@ enum Heard {
 }
 
 impl Serial {
-    pub(super) fn new(schedule: &Schedule) -> Self {
+    pub(super) const fn new(timing: Timing) -> Self {
         Self {
-            timing: Timing::of(schedule),
+            timing,
             parser: Parser::new(),
             plan: None,
             state_at: None,
@@ -102,7 +101,7 @@ impl Serial {
             claiming: None,
             trip: None,
             told: None,
-            numbers: Numbers::default(),
+            numbers: Numbers::new(),
             counters: [0; 16],
             beacons: Receiver::Nothing,
             orders: Receiver::Nothing,

@@ -633,14 +633,25 @@ fn reset(args: &Reset) -> Result<()> {
     };
     let before = uptime(&client).map_err(|e| common.explain(e, "ask for the uptime"))?;
     let start = Instant::now();
-    client
-        .os_system_reset(args.force, None)
-        .map_err(|e| common.explain(e, "reset the firmware"))?;
+    // Asked once: what was asked again for want of an answer would be a second reset, and MCUboot
+    // takes back at the second what it has put on trial at the first.
+    client.set_retries(0);
+    for more in [true, true, false] {
+        match client.os_system_reset(args.force, None) {
+            // It did not get there.
+            Err(e) if more && is_busy(&e) => continue,
+            // The answer may be what was lost: the uptime tells.
+            Err(MCUmgrClientError::ExecuteError(ExecuteError::ReceiveFailed(
+                ReceiveError::Timeout,
+            ))) if !wait.is_zero() => {}
+            told => told.map_err(|e| common.explain(e, "reset the firmware"))?,
+        }
+        break;
+    }
     if wait.is_zero() {
         return print_reset(common, None, &[]);
     }
     // While it swaps it is silent: ask often and shortly.
-    client.set_retries(0);
     let _ = client.set_timeout(Duration::from_secs(1));
     loop {
         std::thread::sleep(Duration::from_millis(200));
@@ -663,6 +674,14 @@ fn reset(args: &Reset) -> Result<()> {
     // Without MCUboot there are no slots to tell of.
     let slots = client.image_get_state().unwrap_or_default();
     print_reset(common, Some(back), &slots)
+}
+
+/// The way to it was not free, so it was not asked.
+fn is_busy(error: &MCUmgrClientError) -> bool {
+    matches!(
+        cause::<TunnelError>(error),
+        Some(TunnelError::Refused(Fault::Busy))
+    )
 }
 
 fn print_reset(common: &Common, back: Option<Duration>, slots: &[ImageState]) -> Result<()> {

@@ -75,6 +75,8 @@ struct Device {
     resets: u32,
     /// Answers that are lost on the way, for each to be asked again.
     lose: u32,
+    /// The answer to the next reset is lost.
+    lose_reset: bool,
 }
 
 impl Device {
@@ -89,6 +91,7 @@ impl Device {
             booted: Clock::now() - Duration::from_secs(100),
             resets: 0,
             lose: 0,
+            lose_reset: false,
         }
     }
 
@@ -102,6 +105,7 @@ impl Device {
         }
         self.booted = Clock::now();
         self.resets += 1;
+        self.lose += u32::from(std::mem::take(&mut self.lose_reset));
     }
 
     fn images(&self) -> Value {
@@ -431,6 +435,17 @@ fn a_slave_whose_gate_is_on_is_reset_only_by_force() {
     assert_eq!(plant.with(3, |d| d.resets), 0);
     plant.json(&["reset", "--target", "slave:3", "--force", "--wait", "20"]);
     assert_eq!(plant.with(3, |d| d.resets), 1);
+}
+
+#[test]
+fn a_reset_whose_answer_is_lost_is_not_asked_for_again() {
+    let plant = Plant::new();
+    plant.with(3, |d| d.lose_reset = true);
+    plant.json(&["reset", "--target", "slave:3", "--wait", "20"]);
+    assert_eq!(plant.with(3, |d| d.resets), 1);
+    plant.with(0, |d| d.lose_reset = true);
+    plant.json(&["reset", "--target", "master", "--wait", "20"]);
+    assert_eq!(plant.with(0, |d| d.resets), 1);
 }
 
 #[test]

@@ -104,7 +104,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn step(&mut self) {
-        self.now = self.now + STEP;
+        self.now += STEP;
         let at = self.now;
         self.slave.handle_timeout(at);
         while let Some(output) = self.slave.poll_output() {
@@ -165,7 +165,7 @@ impl Bench<'_> {
         for count in 1..=600 {
             // Its own samples come from here, too, so that none is between.
             self.sample = sample;
-            self.now = self.now + Duration::from_millis(10);
+            self.now += Duration::from_millis(10);
             let begin = now();
             self.slave.handle_sample(self.now, &sample);
             let mut opened = None;

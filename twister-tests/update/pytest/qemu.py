@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -61,13 +60,13 @@ def make_flash(path, boot, image):
 class Machine:
     """A QEMU."""
 
-    def __init__(self, role, flash, hub_port, dir):
+    def __init__(self, role, flash, line, dir):
         self.role, self.flash, self.log = role, flash, dir / f"{role}.log"
         uid = dir / f"{role}.uid"
         uid.write_bytes(UIDS[role].to_bytes(16, "little"))
         # Console, bus, and the master's line for clients.
         lines = ["-serial", f"file:{self.log}", "-chardev"]
-        lines += [f"socket,id=bus,host=127.0.0.1,port={hub_port}", "-serial", "chardev:bus"]
+        lines += [f"socket,id=bus,path={line}", "-serial", "chardev:bus"]
         if role == "master":
             lines += ["-serial", "pty"]
         lines += ["-device", f"loader,file={uid},addr=0x203ffff0,force-raw=on"]
@@ -93,11 +92,10 @@ class Plant:
 
     def __init__(self, master, slave, dir, helio):
         self.helio, self.dir = helio, dir
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        # Not TCP: QEMU sends each character by itself, and Nagle's algorithm keeps it back.
+        line = dir / "line"
         self.hub = subprocess.Popen(
-            [helio, "hub", "--json", "--listen", f"127.0.0.1:{port}"], stdout=subprocess.PIPE, text=True
+            [helio, "hub", "--json", "--listen", line], stdout=subprocess.PIPE, text=True
         )
         self.hub.stdout.readline()
         self.images = {"master": Image(master, dir), "slave": Image(slave, dir)}
@@ -106,7 +104,7 @@ class Plant:
             flash = dir / f"{role}.flash"
             boot = image.build.parent / "mcuboot" / "zephyr" / "zephyr.bin"
             make_flash(flash, boot, image.build / "zephyr" / "zephyr.signed.bin")
-            self.machines[role] = Machine(role, flash, port, dir)
+            self.machines[role] = Machine(role, flash, line, dir)
         self.pty = self.machines["master"].pty
 
     def run(self, *args):
