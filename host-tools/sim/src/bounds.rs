@@ -38,7 +38,7 @@ pub struct Plan {
     pub slaves: Vec<Capabilities>,
     /// Of everything random.
     pub seed: u64,
-    /// Payloads tried for each frame of a critical instant, to find one that stuffs much; 40 000
+    /// Payloads tried for each frame of a critical instant, to find one that stuffs much; 100 000
     /// come within 5 % of the longest frame, 2 000 within 7 %.
     pub tries: usize,
 }
@@ -176,6 +176,8 @@ pub fn critical(plan: &Plan) -> Result<Comparison, NotJoined> {
     Ok(all)
 }
 
+/// Steps of one climb to a payload that stuffs much.
+const CLIMB: usize = 5_000;
 /// Places for devices that come and go.
 const SPARES: usize = 2;
 /// Cycles in which a worst instant is looked for.
@@ -415,7 +417,8 @@ impl Rig {
         let capabilities = unit.link.capabilities();
         let mut bytes = self.noise.bits().to_be_bytes().to_vec();
         if self.stuff {
-            bytes = self.climb(8, self.tries, |rig, bytes| {
+            // Three frames from one id: the search is harder.
+            bytes = self.climb(8, self.tries * 4, |rig, bytes| {
                 let frames = of(bytes).zip(node);
                 let frames = frames.map(|(uid, node)| prompt_frames(node, uid, capabilities));
                 let frames = frames.into_iter().flatten();
@@ -973,7 +976,8 @@ impl Rig {
         }
     }
 
-    /// Bytes for which `time` is long: random ones, then every change that does not shorten it.
+    /// Bytes for which `time` is long: from random ones every change that does not shorten it, and
+    /// from other ones again, as the check makes many peaks.
     fn climb(
         &mut self,
         bytes: usize,
@@ -981,14 +985,18 @@ impl Rig {
         time: impl Fn(&Self, &[u8]) -> Duration,
     ) -> Vec<u8> {
         let mut best = (Duration::ZERO, vec![0; bytes]);
+        let mut here = best.clone();
         let mut next = best.1.clone();
         for attempt in 0..tries {
             match u8::try_from(attempt) {
                 // The same byte throughout is often best where there are many.
                 Ok(repeated) if bytes > 16 => next.fill(repeated),
-                _ if attempt % 5_000 == 0 => next.iter_mut().for_each(|b| *b = self.runs()),
+                _ if attempt % CLIMB == 0 => {
+                    here.0 = Duration::ZERO;
+                    next.iter_mut().for_each(|b| *b = self.runs());
+                }
                 _ => {
-                    next.copy_from_slice(&best.1);
+                    next.copy_from_slice(&here.1);
                     let at = self.pick(bytes);
                     next[at] = match attempt % 4 {
                         0 => self.runs(),
@@ -1002,8 +1010,11 @@ impl Rig {
                 }
             }
             let took = time(self, &next);
-            if took >= best.0 {
-                best = (took, next.clone());
+            if took >= here.0 {
+                here = (took, next.clone());
+            }
+            if here.0 >= best.0 {
+                best.clone_from(&here);
             }
         }
         best.1
