@@ -109,6 +109,8 @@ enum Seat {
     Held { until: Instant, quarantine: bool },
 }
 
+/// A master that is there answers a claim within this.
+const ANSWER: Duration = Duration::from_millis(2);
 /// How long a slave keeps away that was refused a seat or told to go.
 const KEEP_AWAY: Duration = Duration::from_millis(1_000);
 
@@ -535,12 +537,16 @@ impl Core {
         self.heard = Some(now);
         self.clock.sync(now, sync);
         if let Seat::Seeking {
-            claim_at, attempt, ..
+            claim_at,
+            attempt,
+            asked,
         } = &mut self.seat
             && first
             && *attempt > 0
         {
-            *claim_at = now;
+            // The answer to a claim that is out may be on its way.
+            let answer = if *asked { ANSWER } else { Duration::ZERO };
+            *claim_at = (*claim_at).min(now + answer);
         }
         self.event(SlaveEvent::Sync {
             cycle: sync.cycle,
