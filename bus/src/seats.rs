@@ -302,6 +302,21 @@ impl Seats {
         Ok(node)
     }
 
+    /// What the member on a seat can do, or whom it is offered to: it has, or will have, its slots (RS485).
+    pub fn slots_of(&self, node: NodeId) -> Option<Capabilities> {
+        match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some(device.capabilities),
+            State::Offered { capabilities, .. } => capabilities,
+            _ => None,
+        }
+    }
+
+    /// Whether a device is among those.
+    pub fn has_slots(&self, uid: Uid) -> bool {
+        let node = self.find(uid);
+        node.is_some_and(|node| self.slots_of(node).is_some())
+    }
+
     /// Whether seats are offered and none is taken.
     pub fn only_offers(&self) -> bool {
         let mut states = self.seats.iter().map(|seat| &seat.state);
