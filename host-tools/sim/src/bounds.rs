@@ -16,8 +16,8 @@ use std::collections::BinaryHeap;
 use helio_bus::analysis::{Analysis, Assumptions, Kind, management_id, prompt_frames};
 use helio_bus::{
     Alarm, BusKind, CanFrame, CanId, Capabilities, Command, MAX_ANCHORS, Mailbox, MasterEvent,
-    MasterLink, Message, Order, Ranges, Schedule, Severity, SlaveEvent, SlaveLink, SlaveState,
-    State, Summary, decode_can, encode_can, slave_accepts,
+    MasterLink, Message, Order, Ranges, Schedule, SerialSignal, Severity, SlaveEvent, SlaveLink,
+    SlaveState, State, Summary, decode_can, encode_can, slave_accepts,
 };
 use helio_units::{
     DeciCelsius, Duration, Instant, Milliamps, Millimetres, Millivolts, NodeId, TagId, Uid,
@@ -178,6 +178,8 @@ pub fn critical(plan: &Plan) -> Result<Comparison, NotJoined> {
 
 /// Steps of one climb to a payload that stuffs much.
 const CLIMB: usize = 5_000;
+/// First byte of a beacon: 0xa0 and the class of SYNC.
+const BEACON: u8 = 0xa2;
 /// Places for devices that come and go.
 const SPARES: usize = 2;
 /// Cycles in which a worst instant is looked for.
@@ -843,6 +845,13 @@ impl Rig {
             }
             Medium::Serial(line) => {
                 while let Some(out) = self.master.poll_serial(now) {
+                    // While seats are only offered a superframe is longer or ends early; the beat that
+                    // counts is that of the last one before the figures.
+                    let beacon = matches!(out.what, SerialSignal::Bytes { buffer, .. }
+                        if buffer.first() == Some(&BEACON));
+                    if self.mode == Mode::Quiet && beacon {
+                        self.started = now;
+                    }
                     let _ = line.transmit(self.master_port, out.at.max(now), &out.what, 0);
                 }
             }
