@@ -17,7 +17,7 @@
 use crate::Schedule;
 use crate::e2e::{Receiver, Verdict};
 use crate::join::{Description, PROTOCOL_VERSION};
-use crate::message::{Capabilities, E2eFault, LeaveReason, MasterEvent};
+use crate::message::{BusKind, Capabilities, E2eFault, LeaveReason, MasterEvent};
 use crate::schedule::part;
 use crate::wire::class;
 use heapless::Deque;
@@ -29,12 +29,18 @@ pub const SEATS: usize = 127;
 const TRIES: u8 = 4;
 /// An offer on RS485 stands for so many cycles.
 pub const OFFER_CYCLES: u64 = 3;
-/// Times that a member was asked for a sign of life before it is gone.
-const ASKED: u8 = 2;
+/// Times that a member was promptly asked for a sign of life before it is gone. On CAN FD it has
+/// missed two cycles by then, and the question is the third.
+const fn asked(kind: BusKind) -> u8 {
+    match kind {
+        BusKind::CanFd => 1,
+        _ => 2,
+    }
+}
 /// When it is asked first and how long after that again, hundredths of its silence: later than a
 /// healthy slave is silent between what it says in a cycle, and twice before the end.
-const PROBE: u64 = 77;
-const PROBE_AGAIN: u64 = 11;
+const PROBE: u64 = 80;
+const PROBE_AGAIN: u64 = 9;
 /// Signs of life that count while nothing cyclic comes.
 const PROBES: u8 = 8;
 /// Longest quarantine.
@@ -294,6 +300,21 @@ impl Seats {
             self.scan_by(now + schedule.cycle * OFFER_CYCLES);
         }
         Ok(node)
+    }
+
+    /// What the member on a seat can do, or whom it is offered to: it has, or will have, its slots (RS485).
+    pub fn slots_of(&self, node: NodeId) -> Option<Capabilities> {
+        match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some(device.capabilities),
+            State::Offered { capabilities, .. } => capabilities,
+            _ => None,
+        }
+    }
+
+    /// Whether a device is among those.
+    pub fn has_slots(&self, uid: Uid) -> bool {
+        let node = self.find(uid);
+        node.is_some_and(|node| self.slots_of(node).is_some())
     }
 
     /// Whether seats are offered and none is taken.
@@ -640,7 +661,7 @@ impl Seats {
         }
         // On CAN it was asked, and did not answer, unless nothing gets out at all.
         let again = part(silence, PROBE_AGAIN);
-        let unanswered = told.0 >= ASKED && now >= told.1 + again;
+        let unanswered = told.0 >= asked(schedule.kind) && now >= told.1 + again;
         let asked = !schedule.can() || unanswered || now >= dead_at + silence;
         if restarted || now >= dead_at && asked {
             seat.state = State::Vacant { device: *device };
@@ -716,12 +737,12 @@ impl Seats {
     }
 
     /// An assignment is on the wire.
-    pub fn told(&mut self, now: Instant, node: NodeId) {
+    pub fn told(&mut self, now: Instant, schedule: &Schedule, node: NodeId) {
         if let Some(State::Member { told, .. }) =
             self.seats.get_mut(node.index()).map(|seat| &mut seat.state)
         {
             // The answer to the last one that counts is waited for, not that to further ones.
-            if told.0 < ASKED {
+            if told.0 < asked(schedule.kind) {
                 *told = (told.0 + 1, now);
             }
         }

@@ -651,6 +651,19 @@ impl Timing {
         windows + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
     }
 
+    /// What a slave with this role takes of a superframe.
+    pub fn share(&self, role: Role) -> Duration {
+        let of = |len: Option<usize>| len.map_or(Duration::ZERO, |len| self.slot(len));
+        of(role.state_len()) + of(role.ranges_len())
+    }
+
+    /// What a superframe with all its orders has for slaves.
+    pub fn room(&self, schedule: &Schedule, joins: u16) -> Duration {
+        let head = self.bytes(MAX_ORDERS * ORDER_LEN) + self.mini();
+        let gone = head + self.tail(joins, schedule.seats);
+        Duration::from_nanos(schedule.cycle.as_nanos().saturating_sub(gone.as_nanos()))
+    }
+
     /// Beacon alone.
     pub fn beacon(&self, seats: u8) -> Duration {
         self.bytes(beacon_len(seats))

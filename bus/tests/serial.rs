@@ -623,6 +623,46 @@ fn an_old_member_does_not_confirm_the_seat_of_a_new_device() {
     }
 }
 
+#[test]
+fn a_superframe_takes_as_many_slaves_as_the_analysis_and_refuses_the_next() {
+    let kinds = [(18, 8, 16), (16, 4, 1), (0, 0, 16), (18, 8, 0), (4, 2, 4)];
+    for kind in KINDS {
+        for (turn, cycle_us) in [
+            (0, 9_000),
+            (1, 12_000),
+            (2, 20_000),
+            (3, 7_500),
+            (4, 27_600),
+        ] {
+            let schedule = Schedule {
+                cycle: Duration::from_micros(cycle_us),
+                ..Schedule::for_bus(kind)
+            };
+            let schedule = schedule.with_cycle(schedule.cycle);
+            let (cells, temps, anchors) = kinds[turn];
+            let big = Capabilities {
+                cells,
+                temps,
+                anchors,
+            };
+            let fit = |n| analysis::fits(&schedule, std::iter::repeat_n(big, n)).is_ok();
+            let most = (0..=32).take_while(|n| fit(*n)).last().unwrap_or(0);
+            let mut l = Line::with(schedule, []);
+            (1..=32).for_each(|n| {
+                l.plug(n, big);
+            });
+            l.run_until(ms(900));
+            println!("{kind:?} {cycle_us} us: {most} fit");
+            assert_eq!(l.joined(), most, "{kind:?} {cycle_us} {big:?}");
+            let full = |s: &&Unit| {
+                let full = SlaveEvent::Left(LeaveReason::Full);
+                s.events.iter().any(|e| e.1 == full)
+            };
+            assert_eq!(l.slaves.iter().filter(full).count(), 32 - most, "{kind:?}");
+        }
+    }
+}
+
 /// One message of each class that slaves say cyclically, as the member on the first seat would.
 fn serial_messages() -> [Message; 3] {
     let ranges = |anchors: usize| {

@@ -643,9 +643,10 @@ impl<'a> CanModel<'a> {
             );
         }
         match (at_sync, fd) {
-            (true, true) => add(key::STATE, n, class::STATE, cycle, sampling, drift, 0),
+            // Behind a prompt confirmation in one mailbox.
+            (true, true) => add(key::STATE, n, class::STATE, cycle, sampling, drift, 1),
             (true, false) => {
-                add(key::SUMMARY, n, class::SUMMARY, cycle, sampling, drift, 0);
+                add(key::SUMMARY, n, class::SUMMARY, cycle, sampling, drift, 1);
                 add(
                     key::DETAIL,
                     detailed,
@@ -653,7 +654,7 @@ impl<'a> CanModel<'a> {
                     cycle,
                     sampling,
                     drift,
-                    1,
+                    2,
                 );
             }
             (false, _) => {}

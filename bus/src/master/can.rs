@@ -22,8 +22,8 @@ pub(super) struct Can {
     order_budget: Budget,
     /// Nor may prompt assignments, once there is cyclic data.
     prompt_budget: Budget,
-    /// Whose assignment is in the mailbox for prompt ones and in the last one.
-    assigning: [Option<NodeId>; 2],
+    /// Whose assignment is in the mailbox for prompt ones.
+    assigning: Option<NodeId>,
 }
 
 impl Can {
@@ -38,7 +38,7 @@ impl Can {
             sync_counter: 0,
             order_counters: [0; 128],
             order_budget: Budget::new(super::ORDER_BURST, eighth),
-            assigning: [None; 2],
+            assigning: None,
             prompt_budget: Budget::new(prompts, Duration::from_nanos(share)),
         }
     }
@@ -62,9 +62,7 @@ impl Can {
             prompt_budget,
             assigning,
         } = self;
-        for node in assigning {
-            p.value(node.map_or(0, |node| node.get().into()));
-        }
+        p.value(assigning.map_or(0, |node| node.get().into()));
         p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
         p.value((*sync_counter).into());
         order_counters.iter().for_each(|c| p.value((*c).into()));
@@ -78,14 +76,13 @@ impl Can {
     }
 
     pub(super) fn handle_sent(&mut self, core: &mut Core, now: Instant, mailbox: Mailbox) {
-        let [prompt, other] = &mut self.assigning;
+        // Only a prompt question has a prompt answer; the others may wait for everything cyclic.
         let told = match mailbox {
-            Mailbox::Urgent => None,
-            Mailbox::Cyclic => prompt.take(),
-            Mailbox::Management => other.take(),
+            Mailbox::Cyclic => self.assigning.take(),
+            Mailbox::Urgent | Mailbox::Management => None,
         };
         if let Some(node) = told {
-            core.seats.told(now, node);
+            core.seats.told(now, &core.schedule, node);
         }
         if mailbox == Mailbox::Urgent && self.sync_in_flight {
             self.sync_in_flight = false;
@@ -164,10 +161,10 @@ impl Can {
                     core.seats.probe_promptly();
                 }
                 let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
-                self.assigning[0] = Some(node);
+                self.assigning = Some(node);
                 join::assign(node, uid, true)
             }
-            Mailbox::Management => self.poll_management(core, now),
+            Mailbox::Management => poll_management(core, now),
         }
     }
 
@@ -201,24 +198,20 @@ impl Can {
     }
 }
 
-impl Can {
-    fn poll_management(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
-        self.assigning[1] = None;
-        if core.seats.has_duties() {
-            if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
-                self.assigning[1] = Some(node);
-                return join::assign(node, uid, false);
-            }
-            if let Some((uid, reason)) = core.seats.next_refusal() {
-                return join::release(None, Some(uid), reason);
-            }
-            if let Some((node, uid)) = core.seats.next_release() {
-                return join::release(Some(node), uid, LeaveReason::Silence);
-            }
+fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
+    if core.seats.has_duties() {
+        if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
+            return join::assign(node, uid, false);
         }
-        let (node, pdu) = core.next_pdu(now)?;
-        CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
+        if let Some((uid, reason)) = core.seats.next_refusal() {
+            return join::release(None, Some(uid), reason);
+        }
+        if let Some((node, uid)) = core.seats.next_release() {
+            return join::release(Some(node), uid, LeaveReason::Silence);
+        }
     }
+    let (node, pdu) = core.next_pdu(now)?;
+    CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
 }
 
 impl Core {

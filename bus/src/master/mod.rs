@@ -159,6 +159,13 @@ impl MasterLink {
         }
     }
 
+    /// Before the first call for time: the cycles are counted from this number on. Best is one that
+    /// differs from start to start, so that slaves tell by the next SYNC that the master restarted even
+    /// if it did so at once.
+    pub fn set_session(&mut self, number: u8) {
+        self.core.cycle = number;
+    }
+
     /// Keeps a free seat for a device, as if it had sat there before: the roster of a commissioned
     /// plant, in which a seat is a place on the wall. Another device of the same kind may still
     /// replace it.

@@ -42,6 +42,8 @@ pub(super) struct Serial {
     /// Groups of claims that are still to be resolved, and the slot up to which that counts.
     groups: (u32, u16),
     split: bool,
+    /// Of the superframe, for the slots of further slaves.
+    room: Duration,
     depth: u8,
     numbers: [Numbers; 127],
     /// Our clock at the end of the last beacon, µs.
@@ -64,6 +66,7 @@ impl Serial {
             joining: None,
             groups: (0, 0),
             split: false,
+            room: Duration::ZERO,
             depth: COLD,
             numbers: [Numbers::default(); 127],
             previous_us: 0,
@@ -240,6 +243,7 @@ impl Serial {
     /// Beacon and orders, and the plan that follows from them.
     fn compose_beacon(&mut self, core: &mut Core, now: Instant) -> Bytes {
         let schedule = core.schedule;
+        self.room = self.timing.room(&schedule, JOINS);
         let mut roles = [Role::default(); 127];
         let mut members = false;
         for index in 0..schedule.seats {
@@ -247,6 +251,10 @@ impl Serial {
             let (Some(node), Some(role)) = (node, roles.get_mut(usize::from(index))) else {
                 continue;
             };
+            if let Some(c) = core.seats.slots_of(node) {
+                let share = self.timing.share(Role::of(c)).as_nanos();
+                self.room = Duration::from_nanos(self.room.as_nanos().saturating_sub(share));
+            }
             if let Some(device) = core.seats.member(node) {
                 *role = Role::of(device.capabilities);
                 members = true;
@@ -368,8 +376,20 @@ impl Serial {
         };
         self.groups.0 = self.groups.0.saturating_sub(1);
         let schedule = core.schedule;
+        // As much as the analysis allows: one slot more than fits would push the others over the end.
+        let share = match core.seats.has_slots(uid) {
+            true => Duration::ZERO,
+            false => self.timing.share(Role::of(description.capabilities)),
+        };
+        if share > self.room {
+            let reason = LeaveReason::Full;
+            return Some(Answer::Release { uid, reason });
+        }
         match core.seats.claim_described(now, &schedule, uid, description) {
-            Ok(node) => Some(Answer::Assign { node, uid }),
+            Ok(node) => {
+                self.room = self.room - share;
+                Some(Answer::Assign { node, uid })
+            }
             Err(Some(reason)) => Some(Answer::Release { uid, reason }),
             Err(None) => None,
         }

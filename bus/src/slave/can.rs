@@ -29,6 +29,8 @@ pub(super) struct Can {
     confirm_due: bool,
     /// The confirmation answers a prompt assignment.
     prompt: bool,
+    /// The mailbox with our prompt confirmation.
+    confirm_in: Option<Mailbox>,
     /// The mailbox with our trip.
     trip_in: Option<Mailbox>,
     counters: [u8; 16],
@@ -52,6 +54,7 @@ impl Can {
             pairs: (0, 0),
             confirm_due: false,
             prompt: false,
+            confirm_in: None,
             trip_in: None,
             counters: [0; 16],
             sync: Receiver::Nothing,
@@ -81,6 +84,7 @@ impl Can {
             pairs,
             confirm_due,
             prompt,
+            confirm_in,
             trip_in,
             counters,
             sync,
@@ -94,7 +98,9 @@ impl Can {
         p.value(u64::from_le_bytes([
             *detail, pairs.0, pairs.1, 0, 0, 0, 0, 0,
         ]));
-        p.value(trip_in.map_or(0, |mailbox| 1 + mailbox as u64));
+        for place in [trip_in, confirm_in] {
+            p.value(place.map_or(0, |mailbox| 1 + mailbox as u64));
+        }
         p.maybe(waiting.map(|(until, _)| until), schedule.cycle);
         p.maybe(waiting.map(|(_, sync)| sync), schedule.cycle);
         p.maybe(range.map(|(at, _)| at), schedule.cycle);
@@ -267,6 +273,11 @@ impl Can {
             core.stats.sent += 1;
             return;
         }
+        // Two devices of one id may have sent it together: nothing cyclic got through yet.
+        if self.confirm_in == Some(mailbox) {
+            self.confirm_in = None;
+            return;
+        }
         if mailbox != Mailbox::Management {
             core.stats.sent += 1;
         }
@@ -317,11 +328,28 @@ impl Can {
         if self.trip_in == Some(mailbox) {
             self.trip_in = None;
         }
+        if self.confirm_in == Some(mailbox) {
+            self.confirm_in = None;
+        }
         // Mailboxes are arbitrated by identifier, so a trip goes into whichever is free: behind an
         // alarm of ours it would wait for those of all others.
         if let Some(trip) = self.poll_trip(core, now) {
             self.trip_in = Some(mailbox);
             return Some(trip);
+        }
+        // So does a prompt answer, but not where an alarm would wait behind it.
+        if mailbox != Mailbox::Urgent
+            && self.confirm_due
+            && self.prompt
+            && let Some(node) = core.node()
+        {
+            self.confirm_due = false;
+            self.confirm_in = Some(mailbox);
+            let frame = join::confirm(node, core.uid, core.description(), true)?;
+            return Some(CanOut {
+                frame,
+                sampled_at: None,
+            });
         }
         match mailbox {
             Mailbox::Urgent => self.poll_urgent(core, now),
@@ -440,7 +468,7 @@ impl Can {
         };
         if self.confirm_due {
             self.confirm_due = false;
-            return join::confirm(node, core.uid, core.description(), self.prompt);
+            return join::confirm(node, core.uid, core.description(), false);
         }
         let fd = core.schedule.fd();
         let pdu: Pdu = match core.receiver.poll() {

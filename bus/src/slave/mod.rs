@@ -113,6 +113,8 @@ enum Seat {
 /// What a link is called that has not been started.
 const NOBODY: Uid = Uid::new(1).expect("1 is not 0");
 
+/// A master that is there answers a claim within this.
+const ANSWER: Duration = Duration::from_millis(2);
 /// How long a slave keeps away that was refused a seat or told to go.
 const KEEP_AWAY: Duration = Duration::from_millis(1_000);
 
@@ -568,12 +570,16 @@ impl Core {
         self.heard = Some(now);
         self.clock.sync(now, sync);
         if let Seat::Seeking {
-            claim_at, attempt, ..
+            claim_at,
+            attempt,
+            asked,
         } = &mut self.seat
             && first
             && *attempt > 0
         {
-            *claim_at = now;
+            // The answer to a claim that is out may be on its way.
+            let answer = if *asked { ANSWER } else { Duration::ZERO };
+            *claim_at = (*claim_at).min(now + answer);
         }
         self.event(SlaveEvent::Sync {
             cycle: sync.cycle,

@@ -196,7 +196,7 @@ fn compare(
         schedule: *schedule,
         slaves: slaves.to_vec(),
         seed,
-        tries: 40_000,
+        tries: 100_000,
     };
     let shown = std::io::stderr().is_terminal();
     let begin = std::time::Instant::now();

@@ -16,8 +16,8 @@ use std::collections::BinaryHeap;
 use helio_bus::analysis::{Analysis, Assumptions, Kind, management_id, prompt_frames};
 use helio_bus::{
     Alarm, BusKind, CanFrame, CanId, Capabilities, Command, MAX_ANCHORS, Mailbox, MasterEvent,
-    MasterLink, Message, Order, Ranges, Schedule, Severity, SlaveEvent, SlaveLink, SlaveState,
-    State, Summary, decode_can, encode_can, slave_accepts,
+    MasterLink, Message, Order, Ranges, Schedule, SerialSignal, Severity, SlaveEvent, SlaveLink,
+    SlaveState, State, Summary, decode_can, encode_can, slave_accepts,
 };
 use helio_units::{
     DeciCelsius, Duration, Instant, Milliamps, Millimetres, Millivolts, NodeId, TagId, Uid,
@@ -38,7 +38,7 @@ pub struct Plan {
     pub slaves: Vec<Capabilities>,
     /// Of everything random.
     pub seed: u64,
-    /// Payloads tried for each frame of a critical instant, to find one that stuffs much; 40 000
+    /// Payloads tried for each frame of a critical instant, to find one that stuffs much; 100 000
     /// come within 5 % of the longest frame, 2 000 within 7 %.
     pub tries: usize,
 }
@@ -176,6 +176,10 @@ pub fn critical(plan: &Plan) -> Result<Comparison, NotJoined> {
     Ok(all)
 }
 
+/// Steps of one climb to a payload that stuffs much.
+const CLIMB: usize = 5_000;
+/// First byte of a beacon: 0xa0 and the class of SYNC.
+const BEACON: u8 = 0xa2;
 /// Places for devices that come and go.
 const SPARES: usize = 2;
 /// Cycles in which a worst instant is looked for.
@@ -415,7 +419,8 @@ impl Rig {
         let capabilities = unit.link.capabilities();
         let mut bytes = self.noise.bits().to_be_bytes().to_vec();
         if self.stuff {
-            bytes = self.climb(8, self.tries, |rig, bytes| {
+            // Three frames from one id: the search is harder.
+            bytes = self.climb(8, self.tries * 4, |rig, bytes| {
                 let frames = of(bytes).zip(node);
                 let frames = frames.map(|(uid, node)| prompt_frames(node, uid, capabilities));
                 let frames = frames.into_iter().flatten();
@@ -840,6 +845,13 @@ impl Rig {
             }
             Medium::Serial(line) => {
                 while let Some(out) = self.master.poll_serial(now) {
+                    // While seats are only offered a superframe is longer or ends early; the beat that
+                    // counts is that of the last one before the figures.
+                    let beacon = matches!(out.what, SerialSignal::Bytes { buffer, .. }
+                        if buffer.first() == Some(&BEACON));
+                    if self.mode == Mode::Quiet && beacon {
+                        self.started = now;
+                    }
                     let _ = line.transmit(self.master_port, out.at.max(now), &out.what, 0);
                 }
             }
@@ -973,7 +985,8 @@ impl Rig {
         }
     }
 
-    /// Bytes for which `time` is long: random ones, then every change that does not shorten it.
+    /// Bytes for which `time` is long: from random ones every change that does not shorten it, and
+    /// from other ones again, as the check makes many peaks.
     fn climb(
         &mut self,
         bytes: usize,
@@ -981,14 +994,18 @@ impl Rig {
         time: impl Fn(&Self, &[u8]) -> Duration,
     ) -> Vec<u8> {
         let mut best = (Duration::ZERO, vec![0; bytes]);
+        let mut here = best.clone();
         let mut next = best.1.clone();
         for attempt in 0..tries {
             match u8::try_from(attempt) {
                 // The same byte throughout is often best where there are many.
                 Ok(repeated) if bytes > 16 => next.fill(repeated),
-                _ if attempt % 5_000 == 0 => next.iter_mut().for_each(|b| *b = self.runs()),
+                _ if attempt % CLIMB == 0 => {
+                    here.0 = Duration::ZERO;
+                    next.iter_mut().for_each(|b| *b = self.runs());
+                }
                 _ => {
-                    next.copy_from_slice(&best.1);
+                    next.copy_from_slice(&here.1);
                     let at = self.pick(bytes);
                     next[at] = match attempt % 4 {
                         0 => self.runs(),
@@ -1002,8 +1019,11 @@ impl Rig {
                 }
             }
             let took = time(self, &next);
-            if took >= best.0 {
-                best = (took, next.clone());
+            if took >= here.0 {
+                here = (took, next.clone());
+            }
+            if here.0 >= best.0 {
+                best.clone_from(&here);
             }
         }
         best.1

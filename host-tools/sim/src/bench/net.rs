@@ -133,6 +133,8 @@ pub struct Net {
     pub now: Instant,
     /// Since when the master runs: its clock starts there.
     master_booted: Instant,
+    /// Number of its first cycle.
+    session: u8,
     /// Master's link.
     pub master: Box<MasterLink>,
     /// Whether it is powered.
@@ -206,6 +208,7 @@ impl Net {
         Self {
             now: Instant::ZERO,
             master_booted: Instant::ZERO,
+            session: 0,
             master: Self::new_master(&plan.schedule, plan.ranging),
             master_alive: true,
             due: units.iter().map(|u| u.booted).collect(),
@@ -356,6 +359,8 @@ impl Net {
     pub fn master_on(&mut self) {
         self.master = Self::new_master(&self.schedule, self.ranging);
         self.master_booted = self.now;
+        self.session = self.session.wrapping_add(91);
+        self.master.set_session(self.session);
         self.master_alive = true;
         self.master_due = self.now;
         self.medium.revive(self.now, self.master_port);
