@@ -588,6 +588,7 @@ impl<T: Real> Problem<'_, T> {
                 (s2, s3, Some(h))
             }
         };
+        let mut lambda = zero;
         if smallest < largest * T::of(THIN)
             && let Some(mut normal) = s.thin_direction(smallest)
         {
@@ -611,25 +612,28 @@ impl<T: Real> Problem<'_, T> {
             let single = cube < T::of(27.0) * along * along && smallest > largest * T::of(0.01);
             // How much worse it would be: at t = -√room, less what its own descent gains.
             let room = room.max(zero);
-            let share = room / (room + smallest);
-            let worse = along.abs() * room.sqrt() * (one + share) / two
-                - (smallest * share * smallest + along * along / (T::of(16.0) * (room + smallest)));
+            let (depth, scale) = (room.sqrt(), one / (room + smallest));
+            let share = room * scale;
+            let worse = along.abs() * depth * (one + share) / two
+                - (smallest * share * smallest + along * along * scale / T::of(16.0));
             let told = worse * total > T::of(TOLD);
             if suspicious || !(single || told) {
                 // Not into the plane itself: there the gradient across it vanishes.
                 let least = beta.abs() * T::of(1e-4) + T::of(MIN_SIGMA_M);
                 return Ok(Start {
                     x: self.raise(inside + centre, known),
-                    depth: room.max(least).sqrt(),
+                    depth: depth.max(least.sqrt()),
                     normal: Some(normal),
                 });
             }
+            // One step from √room to the minimum along the normal, and the λ that has it there.
+            let t = depth + (along.abs() / four - smallest * depth) * scale;
+            lambda = (two * (t * t - room)).max(-two * smallest);
         }
         // φ(λ) = |x(λ)|² - β - λ/2 falls and is convex right of -4 s₁; its root is the global
-        // minimum. Newton from λ = 0 with bisection towards the pole.
+        // minimum. Newton with bisection towards the pole.
         let pole = -four * smallest;
         let (mut low, mut high) = (pole, T::max_value().unwrap_or(one / T::default_epsilon()));
-        let mut lambda = zero;
         let mut x = Vector3::zeros();
         for _ in 0..16 {
             let Some(factor) = s.scaled_plus(four, lambda).factor() else {
@@ -652,7 +656,7 @@ impl<T: Real> Problem<'_, T> {
             }
             let change = next - lambda;
             lambda = next;
-            if change.abs() <= T::of(0.03) * four * smallest {
+            if change.abs() <= T::of(0.2) * four * smallest {
                 // The rest to first order: dx/dλ = -(4S + λI)⁻¹ x.
                 x -= bend * change;
                 break;
