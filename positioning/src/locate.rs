@@ -273,6 +273,10 @@ pub(crate) struct Minimum<T> {
     pub info: Sym3<T>,
     /// Half the Hessian of chi-square.
     hessian: Sym3<T>,
+    /// The spheres hardly bend: the Hessian is the information.
+    straight: bool,
+    /// Inverse of the information, where the last step needed it.
+    inverse: Option<Sym3<T>>,
     /// Minus half the gradient of chi-square.
     gradient: Vector3<T>,
     pub chi2: T,
@@ -501,7 +505,12 @@ impl<T: Real> Problem<'_, T> {
         mirror: Option<Vector3<T>>,
     ) -> Result<Fix<T>, LocateError> {
         let used = mask.count_ones();
-        let covariance = self.covariance(&minimum.info);
+        // As it is where bounding it would change nothing.
+        let known = |c: &Sym3<T>| c.trace() * self.floor < T::of(1e-3);
+        let covariance = match (self.height, minimum.inverse.filter(known)) {
+            (Height::Known(_, None), _) | (_, None) => self.covariance(&minimum.info),
+            (_, inverse) => inverse,
+        };
         let covariance = covariance.ok_or(LocateError::NotConverged)?;
         let fix = Fix {
             position_m: (minimum.x + self.origin).into(),
@@ -724,6 +733,7 @@ impl<T: Real> Problem<'_, T> {
                 // nothing but the position needs to be computed anew.
                 here.x += step;
                 here.chi2 = (here.chi2 - gain).max(T::zero());
+                here.inverse = (here.straight && damping <= T::zero()).then(|| factor.inverse());
                 return Some(here);
             }
             let there = self.normal(mask, here.x + step);
@@ -762,6 +772,8 @@ impl<T: Real> Problem<'_, T> {
             x,
             info: Sym3::zero(),
             hessian: Sym3::zero(),
+            straight: false,
+            inverse: None,
             gradient: Vector3::zeros(),
             chi2: T::zero(),
             squares: T::zero(),
@@ -794,8 +806,8 @@ impl<T: Real> Problem<'_, T> {
             Height::Known(_, None) => n.info.weakest_flat(),
         };
         // Not so far when NaN.
-        let straight = bent <= weakest * T::of(STRAIGHT);
-        if !straight {
+        n.straight = bent <= weakest * T::of(STRAIGHT);
+        if !n.straight {
             for (block, terms) in self.terms.chunks(BLOCK).enumerate() {
                 let spans = self.spans(terms, x);
                 for (i, (t, (distance, inverse))) in terms.iter().zip(spans).enumerate() {
