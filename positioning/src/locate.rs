@@ -273,6 +273,10 @@ pub(crate) struct Minimum<T> {
     pub info: Sym3<T>,
     /// Half the Hessian of chi-square.
     hessian: Sym3<T>,
+    /// The spheres hardly bend: the Hessian is the information.
+    straight: bool,
+    /// Inverse of the information, where the last step needed it.
+    inverse: Option<Sym3<T>>,
     /// Minus half the gradient of chi-square.
     gradient: Vector3<T>,
     pub chi2: T,
@@ -501,7 +505,12 @@ impl<T: Real> Problem<'_, T> {
         mirror: Option<Vector3<T>>,
     ) -> Result<Fix<T>, LocateError> {
         let used = mask.count_ones();
-        let covariance = self.covariance(&minimum.info);
+        // As it is where bounding it would change nothing.
+        let known = |c: &Sym3<T>| c.trace() * self.floor < T::of(1e-3);
+        let covariance = match (self.height, minimum.inverse.filter(known)) {
+            (Height::Known(_, None), _) | (_, None) => self.covariance(&minimum.info),
+            (_, inverse) => inverse,
+        };
         let covariance = covariance.ok_or(LocateError::NotConverged)?;
         let fix = Fix {
             position_m: (minimum.x + self.origin).into(),
@@ -588,6 +597,7 @@ impl<T: Real> Problem<'_, T> {
                 (s2, s3, Some(h))
             }
         };
+        let mut lambda = zero;
         if smallest < largest * T::of(THIN)
             && let Some(mut normal) = s.thin_direction(smallest)
         {
@@ -611,25 +621,28 @@ impl<T: Real> Problem<'_, T> {
             let single = cube < T::of(27.0) * along * along && smallest > largest * T::of(0.01);
             // How much worse it would be: at t = -√room, less what its own descent gains.
             let room = room.max(zero);
-            let share = room / (room + smallest);
-            let worse = along.abs() * room.sqrt() * (one + share) / two
-                - (smallest * share * smallest + along * along / (T::of(16.0) * (room + smallest)));
+            let (depth, scale) = (room.sqrt(), one / (room + smallest));
+            let share = room * scale;
+            let worse = along.abs() * depth * (one + share) / two
+                - (smallest * share * smallest + along * along * scale / T::of(16.0));
             let told = worse * total > T::of(TOLD);
             if suspicious || !(single || told) {
                 // Not into the plane itself: there the gradient across it vanishes.
                 let least = beta.abs() * T::of(1e-4) + T::of(MIN_SIGMA_M);
                 return Ok(Start {
                     x: self.raise(inside + centre, known),
-                    depth: room.max(least).sqrt(),
+                    depth: depth.max(least.sqrt()),
                     normal: Some(normal),
                 });
             }
+            // One step from √room to the minimum along the normal, and the λ that has it there.
+            let t = depth + (along.abs() / four - smallest * depth) * scale;
+            lambda = (two * (t * t - room)).max(-two * smallest);
         }
         // φ(λ) = |x(λ)|² - β - λ/2 falls and is convex right of -4 s₁; its root is the global
-        // minimum. Newton from λ = 0 with bisection towards the pole.
+        // minimum. Newton with bisection towards the pole.
         let pole = -four * smallest;
         let (mut low, mut high) = (pole, T::max_value().unwrap_or(one / T::default_epsilon()));
-        let mut lambda = zero;
         let mut x = Vector3::zeros();
         for _ in 0..16 {
             let Some(factor) = s.scaled_plus(four, lambda).factor() else {
@@ -652,7 +665,7 @@ impl<T: Real> Problem<'_, T> {
             }
             let change = next - lambda;
             lambda = next;
-            if change.abs() <= T::of(0.03) * four * smallest {
+            if change.abs() <= T::of(0.2) * four * smallest {
                 // The rest to first order: dx/dλ = -(4S + λI)⁻¹ x.
                 x -= bend * change;
                 break;
@@ -720,6 +733,7 @@ impl<T: Real> Problem<'_, T> {
                 // nothing but the position needs to be computed anew.
                 here.x += step;
                 here.chi2 = (here.chi2 - gain).max(T::zero());
+                here.inverse = (here.straight && damping <= T::zero()).then(|| factor.inverse());
                 return Some(here);
             }
             let there = self.normal(mask, here.x + step);
@@ -758,6 +772,8 @@ impl<T: Real> Problem<'_, T> {
             x,
             info: Sym3::zero(),
             hessian: Sym3::zero(),
+            straight: false,
+            inverse: None,
             gradient: Vector3::zeros(),
             chi2: T::zero(),
             squares: T::zero(),
@@ -790,8 +806,8 @@ impl<T: Real> Problem<'_, T> {
             Height::Known(_, None) => n.info.weakest_flat(),
         };
         // Not so far when NaN.
-        let straight = bent <= weakest * T::of(STRAIGHT);
-        if !straight {
+        n.straight = bent <= weakest * T::of(STRAIGHT);
+        if !n.straight {
             for (block, terms) in self.terms.chunks(BLOCK).enumerate() {
                 let spans = self.spans(terms, x);
                 for (i, (t, (distance, inverse))) in terms.iter().zip(spans).enumerate() {

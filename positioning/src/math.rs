@@ -193,9 +193,9 @@ impl<T: Real> Sym3<T> {
     }
 
     /// The two smaller invariants decide how flat a cloud of points is: eigenvalues in rising
-    /// order. The smallest by Newton from 0 on the characteristic polynomial, which rises
-    /// monotonically to it because the matrix is positive semidefinite; the others from the
-    /// quadratic that remains.
+    /// order. The smallest by a step of Laguerre's from 0 and then Newton's on the characteristic
+    /// polynomial, which rise monotonically to it because the matrix is positive semidefinite; the
+    /// others from the quadratic that remains.
     pub fn eigenvalues(&self) -> [T; 3] {
         let (half, two, four) = (T::of(0.5), T::of(2.0), T::of(4.0));
         let c2 = self.trace();
@@ -206,7 +206,13 @@ impl<T: Real> Sym3<T> {
         let c0 = (self.xx * m_x - self.xy * (self.xy * self.zz - self.yz * self.xz)
             + self.xz * (self.xy * self.yz - self.yy * self.xz))
             .max(T::zero());
-        let mut s1 = T::zero();
+        let bend = (c1 * c1 - T::of(3.0) * c0 * c2).max(T::zero());
+        let slope = c1 + two * bend.sqrt();
+        let mut s1 = if slope > T::zero() {
+            T::of(3.0) * c0 / slope
+        } else {
+            T::zero()
+        };
         for _ in 0..12 {
             let p = c0 - s1 * (c1 - s1 * (c2 - s1));
             let slope = c1 - s1 * (two * c2 - T::of(3.0) * s1);
