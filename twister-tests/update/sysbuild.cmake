@@ -6,6 +6,7 @@ foreach(role master slave)
     SOURCE_DIR ${APP_DIR}/../../app-${role}
     APP_TYPE MAIN
   )
-  # A short superframe: a slave's image comes through its windows.
-  set_config_int(app-${role} CONFIG_HELIO_BUS_SEATS 2)
+  # A slave's image comes through the windows that empty seats leave.
+  set_config_int(app-${role} CONFIG_HELIO_BUS_SEATS 16)
 endforeach()
+set_config_int(app-master CONFIG_HELIO_MASTER_SEATS 2)
