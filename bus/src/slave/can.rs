@@ -225,7 +225,7 @@ impl Can {
             return;
         };
         // Nothing of ours gets through: the master cannot count us as a member for longer.
-        if trying.is_some_and(|since| now.since(since) > core.schedule.silence) {
+        if trying.is_some_and(|since| now.since(since) > core.schedule.master_silence) {
             self.reset();
             // Whoever drowns us out, perhaps a device with our id, is not to meet us again.
             let hold = core.random(now.as_nanos(), KEEP_AWAY);
