@@ -1,6 +1,6 @@
 //! Kconfig as the core wants it.
 
-use helio_battery::protection::Limits;
+use helio_battery::protection::{Kind, Limits, Severity};
 use helio_bus::Capabilities;
 use helio_slave::{OnMasterLoss, SlaveConfig};
 use helio_units::{Duration, Uid};
@@ -27,5 +27,18 @@ pub fn slave(uid: Uid) -> SlaveConfig {
         },
         device: cfg!(CONFIG_HELIO_MANAGEMENT),
         ..SlaveConfig::new(uid, capabilities, LIMITS)
+    }
+}
+
+/// In place, since each copy of limits takes 3 kB of stack.
+pub fn limit_silence(limits: &mut Limits) {
+    for (severity, parts) in [
+        (Severity::Warn, 4),
+        (Severity::Derate, 2),
+        (Severity::Trip, 1),
+    ] {
+        if let Some(rule) = limits.rule_mut(Kind::StaleData, severity) {
+            rule.threshold = CONFIG_HELIO_STALE_MS as i32 / parts;
+        }
     }
 }

@@ -58,7 +58,8 @@ fn prepare(parts: &mut Peripherals) -> Result<(&'static mut Slave, Monitor), &'s
         "no unique id: set CONFIG_HELIO_UID or CONFIG_HELIO_UID_ADDRESS, on native_sim --uid=...",
     )?;
     let slave = SLAVE.try_take().ok_or("started twice")?;
-    let config = config::slave(uid);
+    let mut config = config::slave(uid);
+    config::limit_silence(&mut config.limits);
     let schedule = zephyr_shell::schedule();
     printkln!(
         "heliograph slave {:016x}: {} cells, {} temperatures, {} anchors, {}, cycle {} us",

@@ -31,7 +31,7 @@ def find_helio():
     for candidate in [os.environ.get("HELIO"), *built, shutil.which("helio")]:
         if candidate and os.access(candidate, os.X_OK):
             return str(candidate)
-    raise FileNotFoundError("no helio: build it with `cargo build -p helio-cli`, or name it in HELIO")
+    raise FileNotFoundError("no helio: build it with `cargo build -p helio`, or name it in HELIO")
 
 
 class Firmware:
