@@ -52,6 +52,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     // room twice for good. So most of this thread's stack is this.
     printkln!("heliograph master: core {} bytes", size_of::<Core>());
     let mut master = lay_out(schedule);
+    master.set_session(zephyr_shell::session());
     let clients = CLIENTS.init_with(Clients::new);
     let bus = Bus::start(&mut parts)?;
     parts

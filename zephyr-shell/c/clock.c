@@ -82,3 +82,11 @@ void helio_reboot(void)
 {
 	sys_reboot(SYS_REBOOT_COLD);
 }
+
+/* Kept over a reset and anything after power on, so that it differs from start to start. */
+static __noinit uint32_t session;
+
+uint32_t helio_session(void)
+{
+	return ++session;
+}

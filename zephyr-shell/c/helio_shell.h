@@ -21,6 +21,7 @@ uint64_t helio_now_ns(void);
 void helio_wait_until(uint64_t deadline_ns, uint32_t spin);
 void helio_wake(void);
 void helio_reboot(void);
+uint32_t helio_session(void);
 
 /* uid.c */
 uint64_t helio_uid(void);

@@ -23,3 +23,9 @@ pub fn reboot() {
     // SAFETY: no arguments. Outputs fall back to their state at reset, which is off.
     unsafe { raw::helio_reboot() }
 }
+
+/// A number of this start, to be asked for once. It follows that of the start before unless power was off, which leaves anything.
+pub fn session() -> u8 {
+    // SAFETY: no arguments; called once, from the thread that starts the application.
+    unsafe { raw::helio_session() as u8 }
+}

@@ -28,7 +28,7 @@ mod rs485;
 pub use adc::Adc;
 pub use bus::{Bus, WATCHDOG, schedule};
 pub use can::{Can, CanState, Frame, Health};
-pub use clock::{now, reboot, wait_until};
+pub use clock::{now, reboot, session, wait_until};
 pub use errno::Errno;
 pub use i2c::I2c;
 pub use management::Management;

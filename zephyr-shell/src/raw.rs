@@ -4,6 +4,7 @@ unsafe extern "C" {
     pub fn helio_now_ns() -> u64;
     pub fn helio_wait_until(deadline_ns: u64, spin: u32);
     pub fn helio_reboot();
+    pub fn helio_session() -> u32;
 
     pub fn helio_uid() -> u64;
 

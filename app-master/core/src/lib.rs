@@ -349,6 +349,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         self.link.reserve(node, uid, capabilities);
     }
 
+    /// Tells this start from the one before; see [`MasterLink::set_session`].
+    pub fn set_session(&mut self, number: u8) {
+        self.link.set_session(number);
+    }
+
     /// Tags that the anchors range to, in turn.
     pub fn set_tags(&mut self, tags: &[TagId]) {
         self.link.set_tags(tags);

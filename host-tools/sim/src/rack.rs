@@ -205,6 +205,8 @@ pub struct Rack {
     /// Moment at which the master wants to be called.
     master_due: Instant,
     master_alive: bool,
+    /// Starts of the master before this one.
+    sessions: u8,
     units: Vec<Unit>,
     /// When each unit wants to be called; apart from the units, because it is looked at all the time.
     due: Vec<Instant>,
@@ -370,10 +372,11 @@ impl Rack {
         Self {
             now: Instant::ZERO,
             bus,
-            master: settings.new_master(),
+            master: settings.new_master(0),
             master_port,
             master_due: Instant::ZERO,
             master_alive: true,
+            sessions: 0,
             closed: vec![false; strings],
             link: plan.contactors.map(Link::new),
             next_link: Instant::ZERO,
@@ -1069,7 +1072,8 @@ impl Rack {
                 self.bus.kill(now, self.master_port);
             } else {
                 self.bus.revive(now, self.master_port);
-                self.master = self.plan.new_master();
+                self.sessions = self.sessions.wrapping_add(1);
+                self.master = self.plan.new_master(self.sessions);
                 self.seen_seq = 1;
             }
             self.drain_master();
@@ -1213,8 +1217,9 @@ fn power_limits(limits: &Limits) -> PowerLimits {
 const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 
 impl Settings {
-    fn new_master(&self) -> Box<SimMaster> {
+    fn new_master(&self, session: u8) -> Box<SimMaster> {
         let mut master = Box::new(SimMaster::new(self.master.clone()));
+        master.set_session(session);
         master.control_pack(self.control);
         // A map that the loader accepted is accepted here.
         let _ = master.load_map(1, &self.map);
