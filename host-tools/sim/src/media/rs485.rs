@@ -925,6 +925,10 @@ mod tests {
                 } else {
                     levels.extend((0..length).map(|_| false));
                 }
+                // What a port says anew takes its driver over, which may still be on from before.
+                for drive in drives.iter_mut().skip(us as usize) {
+                    drive[port] = None;
+                }
                 for (i, level) in levels.into_iter().enumerate() {
                     drives[us as usize + i][port] = Some(level);
                 }
