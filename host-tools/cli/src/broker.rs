@@ -49,18 +49,26 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Waits for Ctrl-C, or for what `kill` and service managers send.
 pub async fn interrupted() -> Result<()> {
+    interruption()?.await
+}
+
+/// [`interrupted`], heeded from this call on and not only when it is awaited.
+pub fn interruption() -> Result<impl Future<Output = Result<()>>> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminated = signal(SignalKind::terminate())?;
-        tokio::select! {
-            done = tokio::signal::ctrl_c() => done?,
-            _ = terminated.recv() => {}
-        }
+        let mut stopped = signal(SignalKind::interrupt())?;
+        Ok(async move {
+            tokio::select! {
+                _ = stopped.recv() => {}
+                _ = terminated.recv() => {}
+            }
+            Ok(())
+        })
     }
     #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await?;
-    Ok(())
+    Ok(async { Ok(tokio::signal::ctrl_c().await?) })
 }
 
 /// Waits on a thread of its own: a read of standard input cannot be cancelled, and a runtime waits for its own threads.

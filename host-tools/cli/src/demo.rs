@@ -37,7 +37,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 
 use crate::BadInput;
-use crate::broker::{interrupted, runtime};
+use crate::broker::{interruption, runtime};
 use crate::sim::bus;
 
 /// Arguments of `helio demo`.
@@ -250,12 +250,14 @@ async fn live(args: Args, world: World, masters: u32, certs: &Path) -> Result<()
         broker_pid: pid,
         certificates: certs.display().to_string(),
     };
+    // Whoever reads that it has started may end it at once.
+    let interrupted = interruption()?;
     say_started(&args, &started)?;
     let began = Instant::now();
     let end = Duration::from_secs_f64(args.seconds.unwrap_or(1e9).clamp(0.0, 1e9));
     tokio::select! {
         () = tokio::time::sleep(end) => {}
-        done = interrupted() => done?,
+        done = interrupted => done?,
     }
     stop.store(true, Ordering::Relaxed);
     let seconds = began.elapsed().as_secs_f64();
