@@ -256,10 +256,11 @@ impl GroupFilter {
         let piece = cells.len().min(count.saturating_sub(first));
         let these = bits(first + piece) & !bits(first);
         let mut taken = None;
+        let mut drop = self.drop_mv(params, moment);
         if self.round.came & these != 0 {
-            taken = self.take(params, moment, count);
+            taken = self.take(params, moment, count, drop);
+            drop = self.drop_mv(params, moment);
         }
-        let drop = self.drop_mv(params, moment);
         for ((place, cell), mv) in (first..)
             .zip(cells)
             .zip(self.round.mv.iter_mut().skip(first))
@@ -272,7 +273,7 @@ impl GroupFilter {
         }
         self.round.came |= these;
         if self.round.came == bits(count) {
-            taken = self.take(params, moment, count);
+            taken = self.take(params, moment, count, drop);
         }
         taken
     }
@@ -283,10 +284,16 @@ impl GroupFilter {
         point.instant_mv(moment.ma) * self.mean.resistance().mean
     }
 
-    /// Ends the round: the filters take in what has come, as if all had been measured at this moment's current.
-    fn take(&mut self, params: &CellParams, moment: &Moment, count: usize) -> Option<Reading> {
+    /// Ends the round: the filters take in what has come, as if all had been measured at this moment's current, which takes `drop`
+    /// at once.
+    fn take(
+        &mut self,
+        params: &CellParams,
+        moment: &Moment,
+        count: usize,
+        drop: f32,
+    ) -> Option<Reading> {
         let round = core::mem::replace(&mut self.round, Round::EMPTY);
-        let drop = self.drop_mv(params, moment);
         let (mut sum, mut n) = (0.0, 0.0);
         for (cell, mv) in round.mv.iter().enumerate() {
             if round.measured & 1 << cell != 0 {
@@ -357,23 +364,24 @@ impl GroupFilter {
                 let mv = round.mv.get(cell).copied().unwrap_or_default() - drop;
                 let mut innovation = mv - reading.mv - foreseen;
                 let h = [slope, -over, 1.0, 0.0];
-                let surprise = innovation * innovation / (delta.project(&h).1 + noise);
+                let (mut g, mut variance) = delta.project(&h);
+                let surprise = innovation * innovation / (variance + noise);
                 kept.strain +=
                     math::one_minus_exp(dt / LOST_S) * (surprise.min(50.0) - kept.strain);
                 if kept.strain > LOST {
                     // What should not happen did: a leak, a resistor that bleeds, another cell.
                     delta.p[Z][Z] += square(LOST_BY);
+                    (g, variance) = delta.project(&h);
                     kept.strain = 1.0;
                 }
                 // The flatter chord is careful with what a voltage tells, and would step too far where the curve is steep.
-                let (g, variance) = delta.project(&h);
                 let to = z + innovation * g[Z] / (variance + noise);
                 let step_mv = params.ocv_mv(to, temp_c) - own;
                 if step_mv.abs() > innovation.abs() {
                     innovation *= (innovation / step_mv).abs();
                 }
                 // Whether the curve, which bends, or the sensor makes a difference of voltage, no sample tells.
-                delta.update_considering(E, &h, innovation, noise);
+                delta.update_considering(E, (&g, variance), innovation, noise);
             }
             kept.keep(&delta);
         }

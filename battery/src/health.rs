@@ -113,6 +113,26 @@ impl Modes {
         positive_left: 1.0,
     };
 
+    /// The mean of several; `None` of none.
+    pub fn mean(all: impl Iterator<Item = Self>) -> Option<Self> {
+        let (mut sum, mut n) = ([0.0; 3], 0.0f32);
+        for m in all {
+            let [l, an, ap] = sum;
+            sum = [
+                l + m.lithium_lost,
+                an + m.negative_left,
+                ap + m.positive_left,
+            ];
+            n += 1.0;
+        }
+        let [lithium_lost, negative_left, positive_left] = sum.map(|x| x / n);
+        (n > 0.0).then_some(Self {
+            lithium_lost,
+            negative_left,
+            positive_left,
+        })
+    }
+
     /// Open-circuit voltage [mV] at the charge `c`.
     fn mv(&self, params: &CellParams, c: f32, temp_c: f32) -> f32 {
         let (p, n) = self.places(c);

@@ -129,11 +129,16 @@ impl<F: Real, const N: usize> Gaussian<F, N> {
         }
     }
 
-    /// [`Self::update`] that leaves state `kept` and its variance as they are and reckons with its uncertainty all the same
+    /// [`Self::update_projected`] that leaves state `kept` and its variance as they are and reckons with its uncertainty all the same
     /// (a "consider" parameter: S. F. Schmidt, *Advances in Control Systems* 3 (1966) 293).
     #[inline]
-    pub fn update_considering(&mut self, kept: usize, h: &[F; N], innovation: F, r: F) {
-        let (g, variance) = self.project(h);
+    pub fn update_considering(
+        &mut self,
+        kept: usize,
+        (g, variance): (&[F; N], F),
+        innovation: F,
+        r: F,
+    ) {
         let s = variance + r;
         if s.partial_cmp(&F::ZERO) != Some(core::cmp::Ordering::Greater) {
             return;
@@ -143,7 +148,7 @@ impl<F: Real, const N: usize> Gaussian<F, N> {
         if let Some(k) = k.get_mut(kept) {
             *k = F::ZERO;
         }
-        self.apply(&g, &k, innovation, s);
+        self.apply(g, &k, innovation, s);
     }
 
     /// Takes in what a gain `k` makes of an innovation of variance `s`, when `g` is P h. Joseph's form, which holds for any gain:
@@ -191,7 +196,8 @@ mod tests {
         let mut g = Gaussian::<f64, 2>::new([0.0; 2], [100.0, 4.0]);
         for _ in 0..100_000 {
             let innovation = 3.0 - g.x[0] - g.x[1];
-            g.update_considering(1, &[1.0, 1.0], innovation, 1.0);
+            let (projected, variance) = g.project(&[1.0, 1.0]);
+            g.update_considering(1, (&projected, variance), innovation, 1.0);
         }
         assert!((g.x[0] - 3.0).abs() < 0.01 && g.x[1] == 0.0, "{:?}", g.x);
         assert!(

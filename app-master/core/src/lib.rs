@@ -712,28 +712,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// The cells of a pack age together: what is followed from now on is a cell of their mean health.
     fn learn_health(&mut self) {
-        let (mut sum, mut n) = ([0.0; 3], 0.0f32);
-        for modes in self.seats.iter().filter_map(Seat::modes) {
-            let Modes {
-                lithium_lost,
-                negative_left,
-                positive_left,
-            } = modes;
-            for (sum, x) in sum
-                .iter_mut()
-                .zip([lithium_lost, negative_left, positive_left])
-            {
-                *sum += x;
-            }
-            n += 1.0;
-        }
-        let [lithium_lost, negative_left, positive_left] = sum.map(|x| x / n.max(1.0));
-        if n > 0.0 {
-            let mean = Modes {
-                lithium_lost,
-                negative_left,
-                positive_left,
-            };
+        if let Some(mean) = Modes::mean(self.seats.iter().filter_map(Seat::modes)) {
             mean.age(&self.config.cell, &mut self.cell);
         }
     }
