@@ -23,13 +23,12 @@ use crate::input::InputError;
 use crate::locate::quantile;
 use crate::map::SiteMap;
 use crate::recording::{Ranges, Sample, Truth};
+use crate::tukey;
 
 /// Samples that the fit uses; more are thinned evenly.
 const MOST: usize = 40_000;
 /// Rounds of reweighted least squares.
 const ROUNDS: usize = 25;
-/// Tukey's constant, in standard deviations.
-const TUKEY: f64 = 4.685;
 /// Priors, 1 sigma.
 const LEVER_M: [f64; 3] = [0.3, 0.3, 0.03];
 const TAG_BIAS_M: f64 = 0.1;
@@ -282,8 +281,8 @@ pub fn calibrate(
         let mut g = DVector::zeros(layout.len());
         for (item, residual) in items.iter().zip(&now) {
             let Some(residual) = residual else { continue };
-            let z = residual / (TUKEY * scale);
-            let weight = (1.0 - z * z).max(0.0).powi(2) / (scale * scale * alike);
+            let z = residual / (tukey::REACH * scale);
+            let weight = tukey::weight(z) / (scale * scale * alike);
             if weight == 0.0 {
                 continue;
             }
@@ -362,7 +361,7 @@ pub fn calibrate(
         let good: Vec<f64> = mine
             .iter()
             .copied()
-            .filter(|r| r.abs() < TUKEY * scale)
+            .filter(|r| r.abs() < tukey::REACH * scale)
             .collect();
         report.rejected += mine.len() - good.len();
         report.samples += good.len();
@@ -406,7 +405,7 @@ fn systematic(
     let mut info = vec![nalgebra::Matrix2::from_diagonal_element(25.0); n];
     let mut pull = vec![nalgebra::Vector2::zeros(); n];
     for (item, residual) in items.iter().zip(residuals) {
-        let Some(r) = residual.filter(|r| r.abs() < TUKEY * scale) else {
+        let Some(r) = residual.filter(|r| r.abs() < tukey::REACH * scale) else {
             continue;
         };
         let t = item.sample.time_s + x[layout.offset()];
@@ -453,7 +452,7 @@ type Series = (usize, usize, *const Truth);
 fn correlation(items: &[Item<'_>], residuals: &[Option<f64>], scale: f64) -> (f64, f64) {
     let mut series: BTreeMap<Series, Vec<(f64, f64)>> = BTreeMap::new();
     for (item, residual) in items.iter().zip(residuals) {
-        if let Some(r) = residual.filter(|r| r.abs() < TUKEY * scale) {
+        if let Some(r) = residual.filter(|r| r.abs() < tukey::REACH * scale) {
             let key = (item.anchor, item.tag, std::ptr::from_ref(item.truth));
             series.entry(key).or_default().push((item.sample.time_s, r));
         }

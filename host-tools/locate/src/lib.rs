@@ -17,6 +17,7 @@ pub mod map;
 pub mod powers;
 pub mod recording;
 pub mod survey;
+mod tukey;
 
 pub use input::InputError;
 pub use map::SiteMap;

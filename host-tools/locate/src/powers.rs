@@ -19,13 +19,12 @@ use crate::input::InputError;
 use crate::locate::quantile;
 use crate::map::{Light, SiteMap};
 use crate::recording::{Ranges, Truth};
+use crate::tukey;
 
 /// Least powers of a luminaire.
 const LEAST: usize = 30;
 /// Rounds of reweighted least squares.
 const ROUNDS: usize = 40;
-/// Tukey's constant, in standard deviations.
-const TUKEY: f64 = 4.685;
 /// Cosines below this are out of the beam.
 const LEAST_COSINE: f64 = 0.05;
 /// Priors, 1 sigma: order; tilt in radians.
@@ -169,8 +168,8 @@ fn shine(light: Option<Light>, sights: &[Sight]) -> Option<(Light, Shine)> {
         let mut normal = Matrix4::from_diagonal(&certainty);
         let mut right = certainty.component_mul(&(prior - x));
         for (s, r) in sights.iter().zip(&now) {
-            let z = r / (TUKEY * scale);
-            let w = (1.0 - z * z).max(0.0).powi(2) / (scale * scale);
+            let z = r / (tukey::REACH * scale);
+            let w = tukey::weight(z) / (scale * scale);
             let Some((_, out, far)) = model(&x, s) else {
                 continue;
             };
@@ -198,7 +197,7 @@ fn shine(light: Option<Light>, sights: &[Sight]) -> Option<(Light, Shine)> {
     }
     let (mut squares, mut samples, mut rejected) = (0.0, 0, 0);
     for r in now.iter().filter(|r| r.is_finite()) {
-        if r.abs() < TUKEY * scale {
+        if r.abs() < tukey::REACH * scale {
             samples += 1;
             squares += r * r;
         } else {

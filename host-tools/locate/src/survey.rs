@@ -26,6 +26,7 @@ use crate::input::InputError;
 use crate::locate::{Settings, fix, observe, quantile};
 use crate::map::{MAX_ANCHORS, SIGMA_M, SiteAnchor, SiteMap};
 use crate::recording::{Epoch, Ranges, Truth};
+use crate::tukey;
 
 /// Epochs that the fit uses; more are thinned evenly.
 const MOST: usize = 5_000;
@@ -34,8 +35,6 @@ const ROUNDS: usize = 40;
 /// After these rounds the tag is located anew, by surveyed anchors, too: where the few known ones had a
 /// reflection among them it may have begun at a wrong place, which the weights then defend.
 const AGAIN: [usize; 3] = [3, 8, 15];
-/// Tukey's constant, in standard deviations.
-const TUKEY: f64 = 4.685;
 /// Least ranges of an unknown anchor.
 const LEAST: usize = 20;
 /// How well a truth holds the tag, metres.
@@ -106,6 +105,13 @@ struct Item {
     anchor: Vector3<f64>,
     range: f64,
     sigma: f64,
+}
+
+impl Item {
+    /// An unknown anchor has the sigma that its residuals tell.
+    fn sigma(&self, guesses: &[Guess]) -> f64 {
+        self.unknown.map_or(self.sigma, |at| guesses[at].sigma)
+    }
 }
 
 struct Stop {
@@ -427,9 +433,9 @@ fn adjust(
     // With Tukey's weight.
     let weighed = |item: &Item, x: &Vector3<f64>, guesses: &[Guess], scale: f64| {
         let (e, u) = residual(item, x, guesses);
-        let sigma = item.unknown.map_or(item.sigma, |at| guesses[at].sigma);
-        let z = e / (TUKEY * scale * sigma);
-        let w = (1.0 - z * z).max(0.0).powi(2) / (sigma * sigma);
+        let sigma = item.sigma(guesses);
+        let z = e / (tukey::REACH * scale * sigma);
+        let w = tukey::weight(z) / (sigma * sigma);
         (e, u, w)
     };
     let mut covariance = DMatrix::identity(4 * n, 4 * n);
@@ -518,7 +524,7 @@ fn adjust(
             let Some(inverse) = inverse else { continue };
             for item in &stop.items {
                 let (e, u) = residual(item, &stop.x, &guesses);
-                let sigma = item.unknown.map_or(item.sigma, |at| guesses[at].sigma);
+                let sigma = item.sigma(&guesses);
                 let given = u.dot(&(inverse * u)) / (sigma * sigma);
                 let e = e.abs() / (1.0 - given).max(0.05).sqrt();
                 match item.unknown {
@@ -540,9 +546,8 @@ fn adjust(
                 let cost = |x: &Vector3<f64>| -> f64 {
                     let each = stop.items.iter().map(|item| {
                         let (e, _) = residual(item, x, &guesses);
-                        let sigma = item.unknown.map_or(item.sigma, |at| guesses[at].sigma);
-                        let z = (e / (TUKEY * scale * sigma)).abs().min(1.0);
-                        1.0 - (1.0 - z * z).powi(3)
+                        let sigma = item.sigma(&guesses);
+                        tukey::cost(e / (tukey::REACH * scale * sigma))
                     });
                     each.sum()
                 };
@@ -576,8 +581,8 @@ fn adjust(
     for stop in &stops {
         for item in &stop.items {
             let (e, _) = residual(item, &stop.x, &guesses);
-            let sigma = item.unknown.map_or(item.sigma, |at| guesses[at].sigma);
-            let used = e.abs() < TUKEY * scale * sigma;
+            let sigma = item.sigma(&guesses);
+            let used = e.abs() < tukey::REACH * scale * sigma;
             all.push(e.abs());
             samples += usize::from(used);
             rejected += usize::from(!used);
@@ -638,8 +643,8 @@ fn image(stops: &[Stop], g: &Guess, at: usize, bias: (f64, f64)) -> Option<(Gues
         for s in &seen {
             let e = error(&image, s);
             let u = (s.0 - image.place).normalize();
-            let z = e / (TUKEY * g.sigma);
-            let w = (1.0 - z * z).max(0.0).powi(2) / (g.sigma * g.sigma);
+            let z = e / (tukey::REACH * g.sigma);
+            let w = tukey::weight(z) / (g.sigma * g.sigma);
             let slope = Vector4::new(-u.x, -u.y, -u.z, 1.0);
             info += slope * slope.transpose() * w;
             pull += slope * (w * e);
@@ -660,9 +665,8 @@ fn image(stops: &[Stop], g: &Guess, at: usize, bias: (f64, f64)) -> Option<(Gues
     // Both by the smaller spread of the two.
     let sigma = image.sigma.min(spread(g));
     let cost = |g: &Guess| -> f64 {
-        let z = |s| (error(g, s) / (TUKEY * sigma)).abs().min(1.0);
-        let each = seen.iter().map(|s| 1.0 - (1.0 - z(s).powi(2)).powi(3));
-        each.sum::<f64>() * TUKEY * TUKEY / 3.0
+        let each = (seen.iter()).map(|s| tukey::cost(error(g, s) / (tukey::REACH * sigma)));
+        each.sum::<f64>() * tukey::REACH * tukey::REACH / 3.0
     };
     let worse = cost(&image) - cost(g);
     Some((image, worse))
