@@ -14,6 +14,7 @@ use helio_hub::{Address, SetupError, can, serial};
 use serde_json::json;
 
 use crate::BadInput;
+use crate::broker::interruption;
 
 /// Arguments of `helio hub`.
 #[derive(clap::Args)]
@@ -192,18 +193,12 @@ fn interrupts() -> Result<UnixStream> {
         .enable_all()
         .build()
         .context("the asynchronous runtime did not start")?;
-    let mut terminate = {
+    let interrupted = {
         let _inside = runtime.enter();
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .context("listening for signals")?
+        interruption()?
     };
     std::thread::spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        });
+        let _ = runtime.block_on(interrupted);
         // Nobody listens any more: it ends anyway.
         let _ = told.write_all(b"x");
     });
