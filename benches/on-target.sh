@@ -1,10 +1,10 @@
 #!/bin/sh
-# Builds for thumbv7em-none-eabihf and runs on QEMU's mps2-an386 (Cortex-M4F), where one
+# on-target.sh FOLDER MACHINE: builds the crate in FOLDER for thumbv7em-none-eabihf and runs it on QEMU's MACHINE, where one
 # instruction takes one nanosecond of virtual time. Needs qemu-system-arm and a Rust that has the
 # target (rustup target add thumbv7em-none-eabihf), or Debian's rustc-web, cargo-web and
 # rust-web-src, which build `core` themselves. LINKER names rust-lld where it is not found.
 set -eu
-cd "$(dirname "$0")"
+cd "$1"
 target=thumbv7em-none-eabihf
 cargo=cargo
 build_std=
@@ -25,7 +25,7 @@ linker=${LINKER:-$(command -v rust-lld || find "$HOME/.rustup" -name rust-lld -t
 export RUSTFLAGS="-C link-arg=-Tlink.x -C linker=${linker:-rust-lld} -C linker-flavor=ld.lld"
 "$cargo" build --quiet --release --target "$target" $build_std
 elf=${CARGO_TARGET_DIR:-target}/$target/release/target-cost
-timeout 60 qemu-system-arm -M mps2-an386 -icount shift=0 -nographic \
+timeout 60 qemu-system-arm -M "$2" -icount shift=0 -nographic \
     -semihosting-config enable=on,target=native -kernel "$elf"
 # What is loaded: sections with the flag A that have contents.
 readelf -SW "$elf" | sed 's/^ *\[ *[0-9]*\] *//' | awk '
