@@ -14,6 +14,10 @@ use crate::recording::Recording;
 
 /// Pairs of resistance and capacitance.
 pub const PAIRS: usize = 3;
+/// A curve is only known so well along its axis, as state of charge (1 sigma); the filter reckons with that by itself.
+const ALONG: f64 = 0.008;
+/// A cell's temperature does not jump by so much from row to row unless it was moved [K].
+const CHAMBER_K: f64 = 4.0;
 /// 0 °C in K.
 pub const KELVIN: f64 = 273.15;
 
@@ -66,6 +70,31 @@ impl Run {
             (last, charge) = (k, 0.0);
         }
         run
+    }
+
+    /// Taken apart where the cell was carried into another chamber: its temperature jumps from one row to the next. What each part
+    /// begins with is taken for rest.
+    pub fn by_chamber(self) -> Vec<Self> {
+        let jump = |k: &usize| (self.temp[*k] - self.temp[k - 1]).abs() > CHAMBER_K;
+        let mut ends: Vec<usize> = (1..self.temp.len()).filter(jump).collect();
+        ends.push(self.temp.len());
+        let mut from = 0;
+        let part = |to: usize| {
+            let rows = std::mem::replace(&mut from, to)..to;
+            let take = |list: &[f64]| list[rows.clone()].to_vec();
+            let mut dt = take(&self.dt);
+            dt.first_mut().into_iter().for_each(|d| *d = 0.0);
+            Self {
+                name: self.name.clone(),
+                dt,
+                i: take(&self.i),
+                mean_i: take(&self.mean_i),
+                v: take(&self.v),
+                temp: take(&self.temp),
+                soc: take(&self.soc),
+            }
+        };
+        ends.into_iter().map(part).collect()
     }
 
     /// Mean temperature [°C].
@@ -340,6 +369,9 @@ pub fn fit(runs: &[Run], given: &Given<'_>) -> Circuit {
         rows(run, given, temp0, &x, 1, |k, row, y, _| {
             let left = y - row.iter().zip(&best.0).map(|(a, b)| a * b).sum::<f64>();
             let (at, w) = place(given.grid, run.soc[k]);
+            let (low, high) = ((run.soc[k] - ALONG).max(0.0), (run.soc[k] + ALONG).min(1.0));
+            let axis = 0.5 * ((given.ocv)(high, run.temp[k]) - (given.ocv)(low, run.temp[k])).abs();
+            let left = (left * left - axis * axis).max(0.0).sqrt();
             square[at] += (1.0 - w) * left * left;
             count[at] += 1.0 - w;
             if at + 1 < n {
@@ -382,4 +414,28 @@ pub fn residual(run: &Run, given: &Given<'_>, circuit: &Circuit) -> Vec<f64> {
         left.push(y - row.iter().zip(&unknowns).map(|(a, b)| a * b).sum::<f64>());
     });
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_taken_apart_where_the_chamber_changes() {
+        let n = 6;
+        let run = Run {
+            name: "x".into(),
+            dt: vec![0.0, 1.0, 1.0, 60.0, 1.0, 1.0],
+            i: vec![1.0; n],
+            mean_i: vec![1.0; n],
+            v: vec![3.3; n],
+            temp: vec![-25.0, -24.5, -24.0, 25.0, 25.0, 25.0],
+            soc: vec![0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
+        };
+        let parts = run.by_chamber();
+        assert_eq!(parts.len(), 2);
+        assert!((parts[0].mean_temp() + 24.5).abs() < 1e-9);
+        assert_eq!(parts[1].soc, [0.6, 0.5, 0.4]);
+        assert_eq!(parts[1].dt, [0.0, 1.0, 1.0]);
+    }
 }
