@@ -371,7 +371,7 @@ pub fn fit(
         if low < -0.06 {
             notes.push(format!("{}: {:.0} % of the capacity below empty by its ampere-hours; is it the same cell, and full at the start?", r.name, -100.0 * low));
         }
-        runs.extend(run.by_chamber());
+        runs.push(run);
     }
     if runs.is_empty() {
         return Err(Wrong::file(
