@@ -16,7 +16,7 @@ mod config;
 use clients::Clients;
 use helio_master::Master;
 use helio_units::{Duration, Instant};
-use static_cell::StaticCell;
+use static_cell::ConstStaticCell;
 use zephyr::printkln;
 use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
 
@@ -37,7 +37,9 @@ extern "C" fn rust_main() {
 }
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
-    static CLIENTS: StaticCell<Clients> = StaticCell::new();
+    // Laid out by the compiler. Built at run time it would be on the stack first.
+    static MASTER: ConstStaticCell<Core> = ConstStaticCell::new(Core::vacant());
+    static CLIENTS: ConstStaticCell<Clients> = ConstStaticCell::new(Clients::new());
     let mut parts = Peripherals::take()
         .ok_or("started twice")?
         .map_err(|_| "an output of the heliograph,node does not start")?;
@@ -48,12 +50,10 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         schedule.kind.name(),
         schedule.cycle.as_micros()
     );
-    // Not static: it is built on the stack before it could be moved anywhere, and would take its
-    // room twice for good. So most of this thread's stack is this.
-    printkln!("heliograph master: core {} bytes", size_of::<Core>());
-    let mut master = lay_out(schedule);
+    let master = MASTER.try_take().ok_or("started twice")?;
+    master.start(&config::master(schedule));
     master.set_session(zephyr_shell::session());
-    let clients = CLIENTS.init_with(Clients::new);
+    let clients = CLIENTS.try_take().ok_or("started twice")?;
     let bus = Bus::start(&mut parts)?;
     parts
         .northbound
@@ -62,13 +62,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph master: no watchdog on this board");
     }
-    run(&mut master, parts, bus, clients)
-}
-
-/// Not a part of [`start`], which never gives its stack back.
-#[inline(never)]
-fn lay_out(schedule: helio_bus::Schedule) -> Core {
-    Master::new(config::master(schedule))
+    run(master, parts, bus, clients)
 }
 
 fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {

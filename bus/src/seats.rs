@@ -20,7 +20,7 @@ use crate::join::{Description, PROTOCOL_VERSION};
 use crate::message::{BusKind, Capabilities, E2eFault, LeaveReason, MasterEvent};
 use crate::schedule::part;
 use crate::wire::class;
-use heapless::Deque;
+use heapless::{Deque, Vec};
 use helio_units::{Duration, Instant, NodeId, Uid};
 
 /// Seats that the table holds.
@@ -144,7 +144,8 @@ pub enum Heard {
 
 #[cfg_attr(feature = "model", derive(Clone))]
 pub struct Seats {
-    seats: [Seat; SEATS],
+    /// All of them, from [`Self::start`] on.
+    seats: Vec<Seat, SEATS>,
     duties: Duties,
     /// When [`Self::scan`] has something to do, at the earliest.
     scan_at: Instant,
@@ -169,9 +170,10 @@ const EMPTY: Seat = Seat {
 };
 
 impl Seats {
-    pub const fn new() -> Self {
+    /// To be started by [`Self::start`]; all zeros.
+    pub const fn vacant() -> Self {
         Self {
-            seats: [EMPTY; SEATS],
+            seats: Vec::new(),
             duties: Duties {
                 assign: 0,
                 prompt: 0,
@@ -180,10 +182,18 @@ impl Seats {
                 refuse: Deque::new(),
                 quarantine: 0,
             },
-            scan_at: Instant::MAX,
+            scan_at: Instant::ZERO,
             cycle: 0,
             ranging: false,
         }
+    }
+
+    /// All seats are free.
+    pub fn start(&mut self) {
+        while !self.seats.is_full() {
+            let _ = self.seats.push(EMPTY);
+        }
+        self.scan_at = Instant::MAX;
     }
 
     /// The member on a seat.

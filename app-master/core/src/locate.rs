@@ -39,9 +39,9 @@ pub struct Beforehand {
 }
 
 /// The tracks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Locator {
-    tracks: [Option<Followed>; TRACKS],
+    tracks: Vec<Followed, TRACKS>,
 }
 
 #[derive(Debug)]
@@ -50,14 +50,6 @@ struct Followed {
     heard: Instant,
     /// Ranges carry no bias of their own here: the map's has been taken off.
     tracker: Tracker<f32, 1>,
-}
-
-impl Default for Locator {
-    fn default() -> Self {
-        Self {
-            tracks: [const { None }; TRACKS],
-        }
-    }
 }
 
 fn metres(mm: i32) -> f32 {
@@ -73,6 +65,16 @@ fn millimetres(m: f32) -> i32 {
 }
 
 impl Locator {
+    /// Nobody is followed.
+    pub const fn new() -> Self {
+        Self { tracks: Vec::new() }
+    }
+
+    /// Follows nobody any more.
+    pub fn clear(&mut self) {
+        self.tracks.clear();
+    }
+
     /// Position in the frame of the map; `None` when the ranges do not give one.
     ///
     /// `ranges` names anchors by their place in the map.
@@ -153,25 +155,26 @@ impl Locator {
             height_m: height_m.map(|h| (h, 0.01)),
             ..TrackerConfig::default()
         };
-        let free = |t: &Option<Followed>| match t {
-            Some(f) if f.tag == tag => 0,
-            None => 1,
-            Some(f) if now.since(f.heard) > config.coast => 2,
-            Some(_) => 3,
-        };
-        let place = self.tracks.iter_mut().min_by_key(|t| free(t))?;
-        match free(place) {
-            0 => {}
-            1 | 2 => {
-                *place = Some(Followed {
+        let known = self.tracks.iter().position(|f| f.tag == tag);
+        let followed = match known {
+            Some(known) => self.tracks.get_mut(known)?,
+            None => {
+                let begun = Followed {
                     tag,
                     heard: now,
                     tracker: Tracker::new(config),
-                });
+                };
+                match self.tracks.push(begun) {
+                    Ok(()) => self.tracks.last_mut()?,
+                    Err(begun) => {
+                        let silent = |f: &&mut Followed| now.since(f.heard) > config.coast;
+                        let place = self.tracks.iter_mut().find(silent)?;
+                        *place = begun;
+                        place
+                    }
+                }
             }
-            _ => return None,
-        }
-        let followed = place.as_mut()?;
+        };
         followed.heard = now;
         Some(followed)
     }
@@ -371,6 +374,6 @@ mod tests {
             &mut ranges(&map, at, 0, &[]),
             &BEFORE,
         );
-        assert!(locator.tracks.iter().flatten().any(|f| f.tag == TagId(99)));
+        assert!(locator.tracks.iter().any(|f| f.tag == TagId(99)));
     }
 }

@@ -75,6 +75,16 @@ fn crc(anchors: &[MapAnchor]) -> u32 {
 }
 
 impl AnchorMap {
+    /// No map.
+    pub const fn new() -> Self {
+        Self {
+            version: 0,
+            anchors: Vec::new(),
+            staged: Vec::new(),
+            held: None,
+        }
+    }
+
     /// Version in force; 0 before the first map.
     pub fn version(&self) -> u32 {
         self.version
@@ -175,6 +185,15 @@ pub struct Epoch {
 }
 
 impl Epoch {
+    /// Nothing has come yet.
+    pub const fn new() -> Self {
+        Self {
+            tag: None,
+            pieces: Vec::new(),
+            ranges: Vec::new(),
+        }
+    }
+
     /// Whose ranges these are; `None` when nothing has come yet.
     pub fn tag(&self) -> Option<helio_units::TagId> {
         self.tag

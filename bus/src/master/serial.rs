@@ -57,6 +57,15 @@ impl Serial {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
             timing: Timing::of(schedule),
+            depth: COLD,
+            ..Self::vacant()
+        }
+    }
+
+    /// Of no bus; all zeros.
+    pub(super) const fn vacant() -> Self {
+        Self {
+            timing: Timing::NONE,
             parser: Parser::new(),
             beacon_due: false,
             plan: None,
@@ -67,8 +76,8 @@ impl Serial {
             groups: (0, 0),
             split: false,
             room: Duration::ZERO,
-            depth: COLD,
-            numbers: [Numbers::default(); 127],
+            depth: 0,
+            numbers: [const { Numbers::new() }; 127],
             previous_us: 0,
             beacon_counter: 0,
             order_counters: [0; 128],
