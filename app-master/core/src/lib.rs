@@ -103,7 +103,7 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     config: MasterConfig,
     /// The cells as they are now, by the mean of what is known of their health.
     cell: CellParams,
-    link: MasterLink,
+    link: MasterLink<SEATS>,
     /// All of them, from the first input on.
     seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
@@ -511,7 +511,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// The master's end of the bus.
-    pub fn link(&self) -> &MasterLink {
+    pub fn link(&self) -> &MasterLink<SEATS> {
         &self.link
     }
 
