@@ -112,7 +112,7 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     range_sigma_mm: u32,
     slave_period: Duration,
     pack_period: Duration,
-    link: MasterLink,
+    link: MasterLink<SEATS>,
     /// All of them, from the start on.
     seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
@@ -599,7 +599,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// The master's end of the bus.
-    pub fn link(&self) -> &MasterLink {
+    pub fn link(&self) -> &MasterLink<SEATS> {
         &self.link
     }
 

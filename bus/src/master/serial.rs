@@ -5,7 +5,7 @@
 //!                  then for each join slot in which something is heard: assign, release or split
 //! ```
 
-use super::Core;
+use super::{Core, OrderCounters};
 use crate::Schedule;
 use crate::join::Description;
 use crate::message::*;
@@ -25,7 +25,7 @@ const LIVELY: Duration = Duration::from_millis(1_000);
 const JOINS: u16 = 2;
 
 #[cfg_attr(feature = "model", derive(Clone))]
-pub(super) struct Serial {
+pub(super) struct Serial<const SEATS: usize> {
     timing: Timing,
     parser: Parser,
     beacon_due: bool,
@@ -45,15 +45,14 @@ pub(super) struct Serial {
     /// Of the superframe, for the slots of further slaves.
     room: Duration,
     depth: u8,
-    numbers: [Numbers; 127],
+    numbers: [Numbers; SEATS],
     /// Our clock at the end of the last beacon, µs.
     previous_us: u32,
     beacon_counter: u8,
-    /// By receiver, 0 for all.
-    order_counters: [u8; 128],
+    order_counters: OrderCounters<SEATS>,
 }
 
-impl Serial {
+impl<const SEATS: usize> Serial<SEATS> {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
             timing: Timing::of(schedule),
@@ -77,14 +76,14 @@ impl Serial {
             split: false,
             room: Duration::ZERO,
             depth: 0,
-            numbers: [const { Numbers::new() }; 127],
+            numbers: [const { Numbers::new() }; SEATS],
             previous_us: 0,
             beacon_counter: 0,
-            order_counters: [0; 128],
+            order_counters: OrderCounters::new(),
         }
     }
 
-    pub(super) fn start_cycle(&mut self, core: &mut Core) {
+    pub(super) fn start_cycle(&mut self, core: &mut Core<SEATS>) {
         core.stats.overwritten += u64::from(self.beacon_due);
         self.beacon_due = true;
         self.joining = None;
@@ -92,7 +91,7 @@ impl Serial {
         self.close_joining();
     }
 
-    pub(super) fn handle_bytes(&mut self, core: &mut Core, now: Instant, bytes: &[u8]) {
+    pub(super) fn handle_bytes(&mut self, core: &mut Core<SEATS>, now: Instant, bytes: &[u8]) {
         if let Some(plan) = &self.plan
             && let Some(slot) = plan.join_at(now)
             && let Some(start) = plan.join(slot)
@@ -107,7 +106,7 @@ impl Serial {
         }
     }
 
-    fn handle_frame(&mut self, core: &mut Core, now: Instant, decoded: Decoded) {
+    fn handle_frame(&mut self, core: &mut Core<SEATS>, now: Instant, decoded: Decoded) {
         let Decoded { id, counter, frame } = decoded;
         match frame {
             Frame::Claim { uid, description } => {
@@ -160,7 +159,7 @@ impl Serial {
 
     fn handle_state(
         &mut self,
-        core: &mut Core,
+        core: &mut Core<SEATS>,
         now: Instant,
         (id, counter): (crate::e2e::DataId, u8),
         node: NodeId,
@@ -179,7 +178,7 @@ impl Serial {
         }
     }
 
-    pub(super) fn handle_break(&mut self, core: &mut Core, now: Instant) {
+    pub(super) fn handle_break(&mut self, core: &mut Core<SEATS>, now: Instant) {
         self.parser.clear();
         let Some(plan) = &self.plan else {
             return;
@@ -197,27 +196,27 @@ impl Serial {
 
     /// When every group of claims is resolved. Nobody says anything but seats are given: then the
     /// next beacon, which lets them be taken, need not wait for the end of the superframe.
-    fn early_at(&self, core: &Core) -> Option<Instant> {
+    fn early_at(&self, core: &Core<SEATS>) -> Option<Instant> {
         let plan = self.plan.as_ref()?;
         let slot = u32::from(self.groups.1).saturating_add(self.groups.0);
         let at = plan.join(u16::try_from(slot).ok()?)?;
         (!self.beacon_due && self.joining.is_none() && core.seats.only_offers()).then_some(at)
     }
 
-    pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, core: &mut Core<SEATS>, now: Instant) {
         if self.early_at(core).is_some_and(|at| now >= at) {
             core.cycle_at = core.cycle_at.min(Some(now));
         }
     }
 
-    pub(super) fn poll_timeout(&self, core: &Core) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
         let answer = self.joining.map(|(at, _)| at);
         crate::slave::earliest([window, answer, self.early_at(core)])
     }
 
-    pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
+    pub(super) fn poll(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
         if self.beacon_due {
             self.beacon_due = false;
             let bytes = self.compose_beacon(core, now);
@@ -250,7 +249,7 @@ impl Serial {
     }
 
     /// Beacon and orders, and the plan that follows from them.
-    fn compose_beacon(&mut self, core: &mut Core, now: Instant) -> Bytes {
+    fn compose_beacon(&mut self, core: &mut Core<SEATS>, now: Instant) -> Bytes {
         let schedule = core.schedule;
         self.room = self.timing.room(&schedule, JOINS);
         let mut roles = [Role::default(); 127];
@@ -325,12 +324,7 @@ impl Serial {
         let seats = schedule.seats;
         let mut bytes = superframe::encode(&Frame::Beacon(beacon), self.beacon_counter, seats);
         for order in orders {
-            let to = order.to.map_or(0, |node| usize::from(node.get()));
-            let mut count = 0;
-            if let Some(counter) = self.order_counters.get_mut(to) {
-                *counter = counter.wrapping_add(1);
-                count = *counter;
-            }
+            let count = self.order_counters.next(order.to);
             let frame = superframe::encode(&Frame::Order(order), count, seats);
             let _ = bytes.extend_from_slice(&frame);
         }
@@ -339,7 +333,7 @@ impl Serial {
 
     /// Whom the next pair of windows is for: who has a datagram under way or had a moment ago,
     /// else all in turn.
-    fn next_turn(&mut self, core: &Core, now: Instant) -> Option<NodeId> {
+    fn next_turn(&mut self, core: &Core<SEATS>, now: Instant) -> Option<NodeId> {
         let seats = usize::from(core.schedule.seats);
         let mut fallback = None;
         for step in 1..=seats {
@@ -369,7 +363,7 @@ impl Serial {
     /// What to say to the claim, or the mixture of claims, in a join slot.
     fn answer(
         &mut self,
-        core: &mut Core,
+        core: &mut Core<SEATS>,
         now: Instant,
         at: Instant,
         claim: Option<(Uid, Description)>,
