@@ -37,8 +37,10 @@ pub(super) struct Serial<const SEATS: usize> {
     /// Members with whom datagrams were exchanged up to then: they are asked first, because an
     /// answer follows a question.
     lively: (u128, Instant),
-    /// What was heard in the join slot under way, and when to answer.
-    joining: Option<(Instant, Option<(Uid, Description)>)>,
+    /// When to answer what was heard in the join slot under way.
+    joining: Option<Instant>,
+    /// Who asked in it, if that could be understood.
+    claim: Option<(Uid, Description)>,
     /// Groups of claims that are still to be resolved, and the slot up to which that counts.
     groups: (u32, u16),
     split: bool,
@@ -72,6 +74,7 @@ impl<const SEATS: usize> Serial<SEATS> {
             turn: 0,
             lively: (0, Instant::ZERO),
             joining: None,
+            claim: None,
             groups: (0, 0),
             split: false,
             room: Duration::ZERO,
@@ -97,8 +100,10 @@ impl<const SEATS: usize> Serial<SEATS> {
             && let Some(start) = plan.join(slot)
         {
             let at = start + self.timing.answer();
-            let claim = self.joining.filter(|(due, _)| *due == at);
-            self.joining = Some((at, claim.and_then(|(_, claim)| claim)));
+            if self.joining != Some(at) {
+                self.claim = None;
+            }
+            self.joining = Some(at);
         }
         self.parser.push(&self.timing, now, bytes);
         while let Some((decoded, _)) = self.parser.next(&self.timing, core.schedule.seats) {
@@ -110,8 +115,8 @@ impl<const SEATS: usize> Serial<SEATS> {
         let Decoded { id, counter, frame } = decoded;
         match frame {
             Frame::Claim { uid, description } => {
-                if let Some((_, claim)) = &mut self.joining {
-                    *claim = Some((uid, description));
+                if self.joining.is_some() {
+                    self.claim = Some((uid, description));
                 }
             }
             Frame::Confirm { node, uid, .. } => {
@@ -189,7 +194,8 @@ impl<const SEATS: usize> Serial<SEATS> {
             // Claims that met can look like a break.
             let at = start + self.timing.answer();
             if now <= at && self.joining.is_none() {
-                self.joining = Some((at, None));
+                self.joining = Some(at);
+                self.claim = None;
             }
         }
     }
@@ -212,8 +218,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
-        let answer = self.joining.map(|(at, _)| at);
-        crate::slave::earliest([window, answer, self.early_at(core)])
+        crate::slave::earliest([window, self.joining, self.early_at(core)])
     }
 
     pub(super) fn poll(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
@@ -223,8 +228,9 @@ impl<const SEATS: usize> Serial<SEATS> {
             return Some(signal(now, &bytes, None));
         }
         let seats = core.schedule.seats;
-        if let Some((at, claim)) = self.joining.filter(|(at, _)| now >= *at) {
+        if let Some(at) = self.joining.filter(|at| now >= *at) {
             self.joining = None;
+            let claim = self.claim.take();
             self.parser.clear();
             let answer = self.answer(core, now, at, claim)?;
             let bytes = superframe::encode(&Frame::Answer(answer), 0, seats);
