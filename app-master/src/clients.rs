@@ -27,6 +27,8 @@ impl Clients {
     }
 
     /// Answers what has come, and passes on what slaves have answered.
+    // Not a part of `run`, whose stack lies under everything.
+    #[inline(never)]
     pub fn serve(&mut self, parts: &mut Peripherals, master: &mut Core) {
         let Self { decoder, answer } = self;
         let mut bytes = [0; 64];

@@ -37,22 +37,11 @@ extern "C" fn rust_main() {
 }
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
-    // Laid out by the compiler. Built at run time it would be on the stack first.
-    static MASTER: ConstStaticCell<Core> = ConstStaticCell::new(Core::vacant());
     static CLIENTS: ConstStaticCell<Clients> = ConstStaticCell::new(Clients::new());
     let mut parts = Peripherals::take()
         .ok_or("started twice")?
         .map_err(|_| "an output of the heliograph,node does not start")?;
-    let schedule = zephyr_shell::schedule();
-    printkln!(
-        "heliograph master: {} seats, {}, cycle {} us",
-        schedule.seats,
-        schedule.kind.name(),
-        schedule.cycle.as_micros()
-    );
-    let master = MASTER.try_take().ok_or("started twice")?;
-    master.start(&config::master(schedule));
-    master.set_session(zephyr_shell::session());
+    let master = prepare()?;
     let clients = CLIENTS.try_take().ok_or("started twice")?;
     let bus = Bus::start(&mut parts)?;
     parts
@@ -63,6 +52,24 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         printkln!("heliograph master: no watchdog on this board");
     }
     run(master, parts, bus, clients)
+}
+
+/// Not a part of [`start`], which never gives its stack back.
+#[inline(never)]
+fn prepare() -> Result<&'static mut Core, &'static str> {
+    // With 32 seats 127 kB, laid out by the compiler. Built at run time it would be on the stack first.
+    static MASTER: ConstStaticCell<Core> = ConstStaticCell::new(Core::vacant());
+    let schedule = zephyr_shell::schedule();
+    printkln!(
+        "heliograph master: {} seats, {}, cycle {} us",
+        schedule.seats,
+        schedule.kind.name(),
+        schedule.cycle.as_micros()
+    );
+    let master = MASTER.try_take().ok_or("started twice")?;
+    master.start(&config::master(schedule));
+    master.set_session(zephyr_shell::session());
+    Ok(master)
 }
 
 fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {

@@ -375,18 +375,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             self.note_contactors(now);
         }
         if now >= self.next_pack {
-            self.next_pack = now + self.pack_period;
-            let Self {
-                strings,
-                seats,
-                balance,
-                charge_balance,
-                balance_wanted,
-                ..
-            } = self;
-            strings.balance(seats, *balance_wanted, balance, charge_balance);
-            let figures = self.figures_at(now);
-            self.log.push(now, Record::Pack(figures));
+            self.record_pack(now);
         }
         if now >= self.next_slave {
             self.record_next_slave(now);
@@ -798,6 +787,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// The cells of a pack age together: what is followed from now on is a cell of their mean health.
+    // Not a part of what lies under it on the stack.
+    #[inline(never)]
     fn learn_health(&mut self) {
         let mean = Modes::mean(self.seats.iter().filter_map(Seat::modes));
         if let Some((mean, new)) = mean.zip(self.new_cell) {
@@ -831,7 +822,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     fn close_epoch(&mut self, now: Instant) {
         self.epoch_ends = None;
-        let Some((tag, mut ranges)) = self.epoch.take() else {
+        let Some((tag, ranges)) = self.epoch.take() else {
             return;
         };
         let before = Beforehand {
@@ -840,7 +831,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         };
         let found = self
             .locator
-            .handle_epoch(now, &self.map, tag, &mut ranges, &before);
+            .handle_epoch(now, &self.map, tag, ranges, &before);
         match found {
             Some(fix) => {
                 self.counters.fixes = self.counters.fixes.wrapping_add(1);
@@ -1019,6 +1010,25 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
     }
 
+    // Records are large, and shall not lie under what else time brings on the stack.
+    #[inline(never)]
+    fn record_pack(&mut self, now: Instant) {
+        self.next_pack = now + self.pack_period;
+        let Self {
+            strings,
+            seats,
+            balance,
+            charge_balance,
+            balance_wanted,
+            ..
+        } = self;
+        strings.balance(seats, *balance_wanted, balance, charge_balance);
+        let figures = self.figures_at(now);
+        self.log.push(now, Record::Pack(figures));
+    }
+
+    // As the pack's.
+    #[inline(never)]
     fn record_next_slave(&mut self, now: Instant) {
         let members = self.seats.iter().filter(|s| s.is_present()).count().max(1) as u64;
         self.next_slave = now + Duration::from_nanos(self.slave_period.as_nanos() / members);
@@ -1062,6 +1072,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Answers one SMP datagram into `answer`, which should hold [`MAX_DATAGRAM`] octets; 0 when there
     /// is nothing to say, or nothing yet: what a slave has to answer comes from [`Self::poll_smp`]
     /// under the same `ticket`.
+    // Its answers are large, and nothing that happens on the bus lies under them on the stack.
+    #[inline(never)]
     pub fn handle_smp(
         &mut self,
         now: Instant,

@@ -218,7 +218,9 @@ impl Epoch {
         first: u8,
         ranges: &[Option<Millimetres>],
     ) {
-        self.tag = Some(tag);
+        if self.tag.replace(tag).is_none() {
+            self.ranges.clear();
+        }
         // Full vectors lose the piece, which costs one anchor of one fix.
         let _ = self.pieces.push((node, first));
         for (index, range) in (first..).zip(ranges) {
@@ -232,10 +234,10 @@ impl Epoch {
         }
     }
 
-    /// Hands over what was gathered and starts anew.
-    pub fn take(&mut self) -> Option<(helio_units::TagId, Vec<(u16, Millimetres), MAX_MAP>)> {
+    /// Hands over what was gathered, place in the map and range, and starts anew.
+    pub fn take(&mut self) -> Option<(helio_units::TagId, &mut [(u16, Millimetres)])> {
         self.pieces.clear();
-        Some((self.tag.take()?, core::mem::take(&mut self.ranges)))
+        Some((self.tag.take()?, &mut self.ranges))
     }
 }
 
@@ -310,7 +312,10 @@ mod tests {
         assert!(!epoch.is_over_at(node, tag, 2));
         assert!(epoch.is_over_at(node, helio_units::TagId(4), 2));
         let (_, ranges) = epoch.take().expect("gathered");
-        assert_eq!(ranges.as_slice(), &[(0, Millimetres(1234))]);
+        assert_eq!(ranges, &[(0, Millimetres(1234))]);
+        // What was handed over is not gathered again.
+        epoch.add(&map, node, tag, 2, &[None]);
+        assert!(epoch.take().expect("gathered").1.is_empty());
         assert_eq!(epoch.tag(), None);
     }
 }

@@ -218,38 +218,30 @@ impl Seat {
     /// A device sits down. A predecessor's charge is not its own, so the filters start anew;
     /// a device that comes back keeps them.
     pub fn join(&mut self, uid: Uid, capabilities: Capabilities) {
-        let charge = self.charge.filter(|_| self.uid == Some(uid));
-        let (lost, rejected) = (self.lost, self.rejected);
-        *self = Self {
-            uid: Some(uid),
-            present: true,
-            capabilities,
-            charge,
-            lost,
-            rejected,
-            ..Self::default()
-        };
+        if self.uid != Some(uid) {
+            self.charge = None;
+        }
+        self.uid = Some(uid);
+        self.capabilities = capabilities;
+        self.present = true;
+        self.quarantined = false;
+        self.forget();
     }
 
     /// The device is gone or silenced; its last values are no longer true.
     pub fn leave(&mut self, quarantined: bool) {
-        let Self {
-            uid,
-            capabilities,
-            charge,
-            lost,
-            rejected,
-            ..
-        } = *self;
-        *self = Self {
-            uid,
-            capabilities,
-            charge,
-            lost,
-            rejected,
-            quarantined,
-            ..Self::default()
-        };
+        self.present = false;
+        self.quarantined = quarantined;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.summary = Summary::default();
+        self.cells = Cells::default();
+        self.temps = Temperatures::default();
+        self.seen = None;
+        self.power = None;
+        self.balance_mask = 0;
     }
 
     /// Range messages that it sends per cycle.
@@ -288,6 +280,8 @@ impl Seat {
 
     /// New voltages of cells `first..`, measured with the current of the newest summary. Returns whether more is known now about
     /// the health of the cells.
+    // Its filters take room on the stack that whoever calls it may want for something else.
+    #[inline(never)]
     pub fn handle_cells(
         &mut self,
         now: Instant,

@@ -140,6 +140,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
     }
 
     /// A frame came; `now` is its end.
+    // What it takes of the stack is given back before the core above looks at what came of it.
+    #[inline(never)]
     pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
         self.handle_timeout(now);
         if let Medium::Can(can) = &mut self.medium {
@@ -156,6 +158,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
     }
 
     /// Bytes came over RS485; `now` is the end of the last one's stop bit.
+    // As above.
+    #[inline(never)]
     pub fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
         self.handle_timeout(now);
         if let Medium::Serial(serial) = &mut self.medium {
@@ -172,6 +176,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
     }
 
     /// Early and repeated calls are harmless.
+    // As above.
+    #[inline(never)]
     pub fn handle_timeout(&mut self, now: Instant) {
         self.core.handle_timeout(now);
         if let Medium::Serial(serial) = &mut self.medium {
