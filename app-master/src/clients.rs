@@ -51,9 +51,8 @@ impl Clients {
                 break;
             }
         }
-        if let Some(answer) = parts.management.answer(answer) {
-            send(&mut parts.northbound, Some(answer));
-        }
+        let northbound = &mut parts.northbound;
+        (parts.management).answer(|answer| send(northbound, Some(answer)));
         while let Some(due) = master.poll_smp(now(), answer) {
             send(&mut parts.northbound, answer.get(..due.length));
         }

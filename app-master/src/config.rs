@@ -19,11 +19,14 @@ static CELL: CellParams = match cfg!(CONFIG_HELIO_CHEMISTRY_LFP) {
     false => NMC_5000MAH,
 };
 
-/// What this master is.
-pub fn master(schedule: Schedule) -> MasterConfig {
+/// What this master is. Clients may have given it another name.
+pub fn master(schedule: Schedule, name: Option<&str>) -> MasterConfig {
     MasterConfig {
         // Too long a name is no reason not to start.
-        name: CONFIG_HELIO_MASTER_NAME.try_into().unwrap_or_default(),
+        name: name
+            .unwrap_or(CONFIG_HELIO_MASTER_NAME)
+            .try_into()
+            .unwrap_or_default(),
         schedule,
         topology: Topology {
             expected: CONFIG_HELIO_EXPECTED as u8,

@@ -18,7 +18,7 @@ use helio_master::Master;
 use helio_units::{Duration, Instant};
 use static_cell::ConstStaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
+use zephyr_shell::{Bus, Errno, NAME_BYTES, Peripherals, WATCHDOG, now};
 
 /// The core with as many seats and records as this image has memory for.
 pub type Core = Master<{ config::SEATS }, { config::RECORDS }>;
@@ -41,7 +41,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     let mut parts = Peripherals::take()
         .ok_or("started twice")?
         .map_err(|_| "an output of the heliograph,node does not start")?;
-    let master = prepare()?;
+    let master = prepare(&mut parts)?;
     let clients = CLIENTS.try_take().ok_or("started twice")?;
     let bus = Bus::start(&mut parts)?;
     parts
@@ -56,7 +56,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
 
 /// Not a part of [`start`], which never gives its stack back.
 #[inline(never)]
-fn prepare() -> Result<&'static mut Core, &'static str> {
+fn prepare(parts: &mut Peripherals) -> Result<&'static mut Core, &'static str> {
     // With 32 seats 127 kB, laid out by the compiler. Built at run time it would be on the stack first.
     static MASTER: ConstStaticCell<Core> = ConstStaticCell::new(Core::vacant());
     let schedule = zephyr_shell::schedule();
@@ -67,7 +67,12 @@ fn prepare() -> Result<&'static mut Core, &'static str> {
         schedule.cycle.as_micros()
     );
     let master = MASTER.try_take().ok_or("started twice")?;
-    master.start(&config::master(schedule));
+    match parts.store.start() {
+        Ok(()) | Err(Errno::NO_DEVICE) => {}
+        Err(error) => printkln!("heliograph master: nothing is kept over a reset: {}", error),
+    }
+    let mut name = [0; NAME_BYTES];
+    master.start(&config::master(schedule, parts.store.name(&mut name)));
     master.set_session(zephyr_shell::session());
     Ok(master)
 }

@@ -82,23 +82,26 @@ int helio_management_request(const uint8_t *datagram, size_t count)
 	return 0;
 }
 
-/* Octets of an answer, 0 when there is none; -EMSGSIZE and gone when it does not fit. */
-int helio_management_answer(uint8_t *to, size_t size)
-{
-	struct net_buf *nb = atomic_ptr_set(&answer, NULL);
-	int rc = 0;
+/* Lent to the main loop until helio_management_done. */
+static struct net_buf *lent;
 
-	if (nb == NULL) {
+/* Octets of an answer, 0 when there is none. */
+int helio_management_answer(const uint8_t **from)
+{
+	lent = atomic_ptr_set(&answer, NULL);
+	if (lent == NULL) {
 		return 0;
 	}
-	if (nb->len <= size) {
-		memcpy(to, nb->data, nb->len);
-		rc = nb->len;
-	} else {
-		rc = -EMSGSIZE;
+	*from = lent->data;
+	return lent->len;
+}
+
+void helio_management_done(void)
+{
+	if (lent != NULL) {
+		smp_packet_free(lent);
+		lent = NULL;
 	}
-	smp_packet_free(nb);
-	return rc;
 }
 
 #else
@@ -108,9 +111,13 @@ int helio_management_request(const uint8_t *datagram, size_t count)
 	return -ENODEV;
 }
 
-int helio_management_answer(uint8_t *to, size_t size)
+int helio_management_answer(const uint8_t **from)
 {
 	return 0;
+}
+
+void helio_management_done(void)
+{
 }
 
 #endif

@@ -24,6 +24,7 @@ mod node;
 mod northbound;
 mod raw;
 mod rs485;
+mod store;
 
 pub use adc::Adc;
 pub use bus::{Bus, WATCHDOG, schedule};
@@ -35,6 +36,7 @@ pub use management::Management;
 pub use node::{Balance, Gate, Luminaires, Watchdog, simulated_over_voltage, uid};
 pub use northbound::Northbound;
 pub use rs485::{Heard, Rs485};
+pub use store::{NAME_BYTES, Store};
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,6 +62,8 @@ pub struct Peripherals {
     pub northbound: Northbound,
     /// Images, settings and reset of this device; with `CONFIG_HELIO_MANAGEMENT` only.
     pub management: Management,
+    /// What outlives a reset; with `CONFIG_HELIO_STORE` only.
+    pub store: Store,
 }
 
 impl Peripherals {
@@ -82,6 +86,7 @@ impl Peripherals {
             adc: Adc::new(),
             northbound: Northbound::new(),
             management: Management::new(),
+            store: Store::new(),
         }))
     }
 }
