@@ -48,6 +48,10 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         .northbound
         .start()
         .map_err(|_| "the northbound UART does not start")?;
+    #[cfg(CONFIG_HELIO_NORTHBOUND_UDP)]
+    if let Err(error) = parts.udp.start() {
+        printkln!("heliograph master: no clients over UDP: {}", error);
+    }
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph master: no watchdog on this board");
     }

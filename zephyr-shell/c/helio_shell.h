@@ -69,6 +69,12 @@ int helio_northbound_start(void);
 int helio_northbound_read(uint8_t *to, size_t size);
 int helio_northbound_write(const uint8_t *bytes, size_t count);
 
+/* udp.c */
+int helio_udp_start(void);
+int helio_udp_receive(const uint8_t **from, uint32_t *client);
+void helio_udp_done(void);
+int helio_udp_send(uint32_t client, const uint8_t *bytes, size_t count);
+
 /* management.c */
 int helio_management_request(const uint8_t *datagram, size_t count);
 int helio_management_answer(const uint8_t **from);

@@ -39,6 +39,11 @@ unsafe extern "C" {
     pub fn helio_northbound_read(to: *mut u8, size: usize) -> i32;
     pub fn helio_northbound_write(bytes: *const u8, count: usize) -> i32;
 
+    pub fn helio_udp_start() -> i32;
+    pub fn helio_udp_receive(from: *mut *const u8, client: *mut u32) -> i32;
+    pub fn helio_udp_done();
+    pub fn helio_udp_send(client: u32, bytes: *const u8, count: usize) -> i32;
+
     pub fn helio_management_request(datagram: *const u8, count: usize) -> i32;
     pub fn helio_management_answer(from: *mut *const u8) -> i32;
     pub fn helio_management_done();
