@@ -3,8 +3,8 @@
  * What outlives a reset, as settings of Zephyr: a record of the core's, and a name of the device that
  * clients may change.
  *
- *   helio/record   helio_store_open, fill, helio_store_close --> work queue --> flash
- *   helio/name     settings group of SMP                     --> its queue  --> flash
+ *   helio/record   helio_store_open, fill, helio_store_close --> system's work queue --> flash
+ *   helio/name     settings group of SMP                     --> mcumgr's            --> flash
  *
  * Flash is written in threads below the main loop's priority, so that a sector that is erased
  * holds up nobody. The buffer is the main loop's until it closes it and the queue's until it has
@@ -18,7 +18,6 @@
 
 #include <string.h>
 
-#include <zephyr/init.h>
 #include <zephyr/kernel.h>
 #include <zephyr/settings/settings.h>
 #include <zephyr/sys/atomic.h>
@@ -118,19 +117,6 @@ static void write(struct k_work *work)
 }
 
 static K_WORK_DEFINE(writing, write);
-static struct k_work_q queue;
-static K_THREAD_STACK_DEFINE(stack, CONFIG_HELIO_STORE_STACK_SIZE);
-
-static int start_queue(void)
-{
-	static const struct k_work_queue_config config = {.name = "store"};
-
-	k_work_queue_start(&queue, stack, K_THREAD_STACK_SIZEOF(stack),
-			   K_LOWEST_APPLICATION_THREAD_PRIO, &config);
-	return 0;
-}
-
-SYS_INIT(start_queue, APPLICATION, CONFIG_APPLICATION_INIT_PRIORITY);
 
 /* Bytes that may be filled in; -EBUSY while the record before is still being written. */
 int helio_store_open(uint8_t **to)
@@ -147,7 +133,7 @@ int helio_store_close(size_t count)
 {
 	record_length = count;
 
-	int rc = k_work_submit_to_queue(&queue, &writing);
+	int rc = k_work_submit(&writing);
 
 	return MIN(rc, 0);
 }

@@ -266,6 +266,8 @@ impl Slave {
 
     /// To a [`Self::vacant`] slave before its start: the bytes that [`Self::poll_store`] had stored
     /// before the reset. Counts go on, and what was latched still is.
+    // Not a part of what has the configuration on its stack.
+    #[inline(never)]
     pub fn recall(&mut self, config: &SlaveConfig, stored: &[u8]) -> Result<(), RestoreError> {
         self.set_limits(config);
         self.protection.restore(stored)

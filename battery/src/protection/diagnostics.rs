@@ -228,7 +228,7 @@ impl Diagnostics {
 
     /// As [`Self::restore`], in place; empty in case of an error.
     pub(super) fn load(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
-        *self = Self::new();
+        self.forget();
         let Some(&[magic, version, lo, hi]) = bytes.first_chunk::<4>() else {
             return Err(RestoreError::Empty);
         };
@@ -248,9 +248,18 @@ impl Diagnostics {
         }
         let parsed = self.parse(body.get(4..).unwrap_or(&[]));
         if parsed.is_none() {
-            *self = Self::new();
+            self.forget();
         }
         parsed.ok_or(RestoreError::Damaged)
+    }
+
+    /// Bit by bit: a whole new one would be on the stack first.
+    fn forget(&mut self) {
+        self.boot = 0;
+        self.active = [0; 3];
+        self.records.fill(Record::NONE);
+        self.frames.fill(None);
+        self.trips = 0;
     }
 
     fn parse(&mut self, body: &[u8]) -> Option<()> {
