@@ -37,9 +37,13 @@ static void keep(struct net_buf *nb)
 	}
 }
 
+/* From the request to its answer. The thread may have something to tidy up after that. */
+static atomic_t at_work;
+
 static int output(struct net_buf *nb)
 {
 	keep(nb);
+	atomic_set(&at_work, 0);
 	helio_wake();
 	return 0;
 }
@@ -64,7 +68,8 @@ int helio_management_request(const uint8_t *datagram, size_t count)
 {
 	struct net_buf *nb;
 
-	if (k_work_busy_get(&transport.work) != 0) {
+	/* What has no answer leaves the mark, but ends all the same. */
+	if (atomic_get(&at_work) != 0 && k_work_busy_get(&transport.work) != 0) {
 		return -EBUSY;
 	}
 	keep(NULL);
@@ -78,6 +83,7 @@ int helio_management_request(const uint8_t *datagram, size_t count)
 	}
 	net_buf_add_mem(nb, datagram, count);
 	memset(net_buf_user_data(nb), 0, nb->user_data_size);
+	atomic_set(&at_work, 1);
 	smp_rx_req(&transport, nb);
 	return 0;
 }
