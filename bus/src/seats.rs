@@ -20,11 +20,9 @@ use crate::join::{Description, PROTOCOL_VERSION};
 use crate::message::{BusKind, Capabilities, E2eFault, LeaveReason, MasterEvent};
 use crate::schedule::part;
 use crate::wire::class;
-use heapless::Deque;
+use heapless::{Deque, Vec};
 use helio_units::{Duration, Instant, NodeId, Uid};
 
-/// Seats that the table holds.
-pub const SEATS: usize = 127;
 /// Assignments sent before a device counts as gone.
 const TRIES: u8 = 4;
 /// An offer on RS485 stands for so many cycles.
@@ -55,8 +53,8 @@ pub struct Seat {
     level: u8,
     /// End of the last quarantine.
     released: Instant,
-    /// Counters per class.
-    receivers: [Receiver; 16],
+    /// Counters of what slaves say, see [`receiver_of`].
+    receivers: [Receiver; RECEIVERS],
     /// Last sign of life.
     heard: Instant,
     /// When its last occupant was given up. For as long as a slave lives without the master, it may not know.
@@ -142,9 +140,11 @@ pub enum Heard {
     Babble,
 }
 
+/// The table, with room for so many seats.
 #[cfg_attr(feature = "model", derive(Clone))]
-pub struct Seats {
-    seats: [Seat; SEATS],
+pub struct Seats<const SEATS: usize> {
+    /// All of them, from [`Self::start`] on.
+    seats: Vec<Seat, SEATS>,
     duties: Duties,
     /// When [`Self::scan`] has something to do, at the earliest.
     scan_at: Instant,
@@ -158,7 +158,7 @@ const EMPTY: Seat = Seat {
     state: State::Free,
     level: 0,
     released: Instant::ZERO,
-    receivers: [Receiver::Nothing; 16],
+    receivers: [Receiver::Nothing; RECEIVERS],
     heard: Instant::ZERO,
     vacated: None,
     joined: None,
@@ -168,10 +168,11 @@ const EMPTY: Seat = Seat {
     frames: 0,
 };
 
-impl Seats {
-    pub const fn new() -> Self {
+impl<const SEATS: usize> Seats<SEATS> {
+    /// To be started by [`Self::start`]; all zeros.
+    pub const fn vacant() -> Self {
         Self {
-            seats: [EMPTY; SEATS],
+            seats: Vec::new(),
             duties: Duties {
                 assign: 0,
                 prompt: 0,
@@ -180,10 +181,18 @@ impl Seats {
                 refuse: Deque::new(),
                 quarantine: 0,
             },
-            scan_at: Instant::MAX,
+            scan_at: Instant::ZERO,
             cycle: 0,
             ranging: false,
         }
+    }
+
+    /// All seats are free.
+    pub fn start(&mut self) {
+        while !self.seats.is_full() {
+            let _ = self.seats.push(EMPTY);
+        }
+        self.scan_at = Instant::MAX;
     }
 
     /// The member on a seat.
@@ -424,7 +433,7 @@ impl Seats {
         };
         seat.heard = now;
         seat.joined = Some(self.cycle);
-        seat.receivers = [Receiver::Nothing; 16];
+        seat.receivers = [Receiver::Nothing; RECEIVERS];
         seat.frames = 0;
         seat.states = 0;
         seat.alarms = 0;
@@ -511,7 +520,8 @@ impl Seats {
         if babbles {
             return Heard::Babble;
         }
-        let Some(receiver) = seat.receivers.get_mut(usize::from(class)) else {
+        let place = receiver_of(class);
+        let Some(receiver) = place.and_then(|place| seat.receivers.get_mut(place)) else {
             return Heard::Stranger;
         };
         match receiver.check(counter.0, counter.1) {
@@ -890,7 +900,7 @@ impl Seats {
     #[cfg(feature = "model")]
     pub fn forget(&mut self) {
         for seat in &mut self.seats {
-            seat.receivers = [Receiver::Nothing; 16];
+            seat.receivers = [Receiver::Nothing; RECEIVERS];
             (seat.window, seat.states, seat.alarms, seat.frames) = (0, 0, 0, 0);
             seat.joined = None;
         }
@@ -1012,6 +1022,18 @@ impl Seats {
 /// A member that is claimed for by another and still speaks after so long is a duplicate's victim.
 fn challenge(schedule: &Schedule) -> Duration {
     part(schedule.cycle, 150)
+}
+
+/// Classes that slaves count.
+const RECEIVERS: usize = 11;
+
+/// The place of a class among those: cyclic ones, then alarms.
+fn receiver_of(class: u8) -> Option<usize> {
+    match class {
+        class::ALARM => Some(RECEIVERS - 1),
+        class::SUMMARY..=class::ALL_RANGES => Some(usize::from(class - class::SUMMARY)),
+        _ => None,
+    }
 }
 
 fn bit(node: NodeId) -> u128 {

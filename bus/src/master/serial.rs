@@ -5,7 +5,7 @@
 //!                  then for each join slot in which something is heard: assign, release or split
 //! ```
 
-use super::Core;
+use super::{Core, OrderCounters};
 use crate::Schedule;
 use crate::join::Description;
 use crate::message::*;
@@ -25,7 +25,7 @@ const LIVELY: Duration = Duration::from_millis(1_000);
 const JOINS: u16 = 2;
 
 #[cfg_attr(feature = "model", derive(Clone))]
-pub(super) struct Serial {
+pub(super) struct Serial<const SEATS: usize> {
     timing: Timing,
     parser: Parser,
     beacon_due: bool,
@@ -37,26 +37,36 @@ pub(super) struct Serial {
     /// Members with whom datagrams were exchanged up to then: they are asked first, because an
     /// answer follows a question.
     lively: (u128, Instant),
-    /// What was heard in the join slot under way, and when to answer.
-    joining: Option<(Instant, Option<(Uid, Description)>)>,
+    /// When to answer what was heard in the join slot under way.
+    joining: Option<Instant>,
+    /// Who asked in it, if that could be understood.
+    claim: Option<(Uid, Description)>,
     /// Groups of claims that are still to be resolved, and the slot up to which that counts.
     groups: (u32, u16),
     split: bool,
     /// Of the superframe, for the slots of further slaves.
     room: Duration,
     depth: u8,
-    numbers: [Numbers; 127],
+    numbers: [Numbers; SEATS],
     /// Our clock at the end of the last beacon, µs.
     previous_us: u32,
     beacon_counter: u8,
-    /// By receiver, 0 for all.
-    order_counters: [u8; 128],
+    order_counters: OrderCounters<SEATS>,
 }
 
-impl Serial {
+impl<const SEATS: usize> Serial<SEATS> {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
             timing: Timing::of(schedule),
+            depth: COLD,
+            ..Self::vacant()
+        }
+    }
+
+    /// Of no bus; all zeros.
+    pub(super) const fn vacant() -> Self {
+        Self {
+            timing: Timing::NONE,
             parser: Parser::new(),
             beacon_due: false,
             plan: None,
@@ -64,18 +74,19 @@ impl Serial {
             turn: 0,
             lively: (0, Instant::ZERO),
             joining: None,
+            claim: None,
             groups: (0, 0),
             split: false,
             room: Duration::ZERO,
-            depth: COLD,
-            numbers: [Numbers::default(); 127],
+            depth: 0,
+            numbers: [const { Numbers::new() }; SEATS],
             previous_us: 0,
             beacon_counter: 0,
-            order_counters: [0; 128],
+            order_counters: OrderCounters::new(),
         }
     }
 
-    pub(super) fn start_cycle(&mut self, core: &mut Core) {
+    pub(super) fn start_cycle(&mut self, core: &mut Core<SEATS>) {
         core.stats.overwritten += u64::from(self.beacon_due);
         self.beacon_due = true;
         self.joining = None;
@@ -83,14 +94,16 @@ impl Serial {
         self.close_joining();
     }
 
-    pub(super) fn handle_bytes(&mut self, core: &mut Core, now: Instant, bytes: &[u8]) {
+    pub(super) fn handle_bytes(&mut self, core: &mut Core<SEATS>, now: Instant, bytes: &[u8]) {
         if let Some(plan) = &self.plan
             && let Some(slot) = plan.join_at(now)
             && let Some(start) = plan.join(slot)
         {
             let at = start + self.timing.answer();
-            let claim = self.joining.filter(|(due, _)| *due == at);
-            self.joining = Some((at, claim.and_then(|(_, claim)| claim)));
+            if self.joining != Some(at) {
+                self.claim = None;
+            }
+            self.joining = Some(at);
         }
         self.parser.push(&self.timing, now, bytes);
         while let Some((decoded, _)) = self.parser.next(&self.timing, core.schedule.seats) {
@@ -98,12 +111,12 @@ impl Serial {
         }
     }
 
-    fn handle_frame(&mut self, core: &mut Core, now: Instant, decoded: Decoded) {
+    fn handle_frame(&mut self, core: &mut Core<SEATS>, now: Instant, decoded: Decoded) {
         let Decoded { id, counter, frame } = decoded;
         match frame {
             Frame::Claim { uid, description } => {
-                if let Some((_, claim)) = &mut self.joining {
-                    *claim = Some((uid, description));
+                if self.joining.is_some() {
+                    self.claim = Some((uid, description));
                 }
             }
             Frame::Confirm { node, uid, .. } => {
@@ -151,7 +164,7 @@ impl Serial {
 
     fn handle_state(
         &mut self,
-        core: &mut Core,
+        core: &mut Core<SEATS>,
         now: Instant,
         (id, counter): (crate::e2e::DataId, u8),
         node: NodeId,
@@ -170,7 +183,7 @@ impl Serial {
         }
     }
 
-    pub(super) fn handle_break(&mut self, core: &mut Core, now: Instant) {
+    pub(super) fn handle_break(&mut self, core: &mut Core<SEATS>, now: Instant) {
         self.parser.clear();
         let Some(plan) = &self.plan else {
             return;
@@ -181,42 +194,43 @@ impl Serial {
             // Claims that met can look like a break.
             let at = start + self.timing.answer();
             if now <= at && self.joining.is_none() {
-                self.joining = Some((at, None));
+                self.joining = Some(at);
+                self.claim = None;
             }
         }
     }
 
     /// When every group of claims is resolved. Nobody says anything but seats are given: then the
     /// next beacon, which lets them be taken, need not wait for the end of the superframe.
-    fn early_at(&self, core: &Core) -> Option<Instant> {
+    fn early_at(&self, core: &Core<SEATS>) -> Option<Instant> {
         let plan = self.plan.as_ref()?;
         let slot = u32::from(self.groups.1).saturating_add(self.groups.0);
         let at = plan.join(u16::try_from(slot).ok()?)?;
         (!self.beacon_due && self.joining.is_none() && core.seats.only_offers()).then_some(at)
     }
 
-    pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, core: &mut Core<SEATS>, now: Instant) {
         if self.early_at(core).is_some_and(|at| now >= at) {
             core.cycle_at = core.cycle_at.min(Some(now));
         }
     }
 
-    pub(super) fn poll_timeout(&self, core: &Core) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
-        let answer = self.joining.map(|(at, _)| at);
-        crate::slave::earliest([window, answer, self.early_at(core)])
+        crate::slave::earliest([window, self.joining, self.early_at(core)])
     }
 
-    pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
+    pub(super) fn poll(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
         if self.beacon_due {
             self.beacon_due = false;
             let bytes = self.compose_beacon(core, now);
             return Some(signal(now, &bytes, None));
         }
         let seats = core.schedule.seats;
-        if let Some((at, claim)) = self.joining.filter(|(at, _)| now >= *at) {
+        if let Some(at) = self.joining.filter(|at| now >= *at) {
             self.joining = None;
+            let claim = self.claim.take();
             self.parser.clear();
             let answer = self.answer(core, now, at, claim)?;
             let bytes = superframe::encode(&Frame::Answer(answer), 0, seats);
@@ -241,7 +255,7 @@ impl Serial {
     }
 
     /// Beacon and orders, and the plan that follows from them.
-    fn compose_beacon(&mut self, core: &mut Core, now: Instant) -> Bytes {
+    fn compose_beacon(&mut self, core: &mut Core<SEATS>, now: Instant) -> Bytes {
         let schedule = core.schedule;
         self.room = self.timing.room(&schedule, JOINS);
         let mut roles = [Role::default(); 127];
@@ -316,12 +330,7 @@ impl Serial {
         let seats = schedule.seats;
         let mut bytes = superframe::encode(&Frame::Beacon(beacon), self.beacon_counter, seats);
         for order in orders {
-            let to = order.to.map_or(0, |node| usize::from(node.get()));
-            let mut count = 0;
-            if let Some(counter) = self.order_counters.get_mut(to) {
-                *counter = counter.wrapping_add(1);
-                count = *counter;
-            }
+            let count = self.order_counters.next(order.to);
             let frame = superframe::encode(&Frame::Order(order), count, seats);
             let _ = bytes.extend_from_slice(&frame);
         }
@@ -330,7 +339,7 @@ impl Serial {
 
     /// Whom the next pair of windows is for: who has a datagram under way or had a moment ago,
     /// else all in turn.
-    fn next_turn(&mut self, core: &Core, now: Instant) -> Option<NodeId> {
+    fn next_turn(&mut self, core: &Core<SEATS>, now: Instant) -> Option<NodeId> {
         let seats = usize::from(core.schedule.seats);
         let mut fallback = None;
         for step in 1..=seats {
@@ -360,7 +369,7 @@ impl Serial {
     /// What to say to the claim, or the mixture of claims, in a join slot.
     fn answer(
         &mut self,
-        core: &mut Core,
+        core: &mut Core<SEATS>,
         now: Instant,
         at: Instant,
         claim: Option<(Uid, Description)>,

@@ -80,7 +80,7 @@ fn frame(data: &mut &[u8]) -> Option<CanFrame> {
 pub fn can(mut data: &[u8]) {
     let fd = take(&mut data) & 1 != 0;
     let kind = if fd { BusKind::CanFd } else { BusKind::Can1M };
-    let mut master = MasterLink::new(Schedule::for_bus(kind));
+    let mut master = <MasterLink>::new(Schedule::for_bus(kind));
     let mut slave = SlaveLink::new(Schedule::for_bus(kind), uid(), SLAVE);
     let mut now = Instant::from_millis(1);
     while !data.is_empty() {
@@ -124,7 +124,7 @@ pub fn rs485(mut data: &[u8]) {
         let back = decode_serial(&again, schedule.seats).expect("our own");
         assert_eq!(back.message, told.message);
     }
-    let mut master = MasterLink::new(schedule);
+    let mut master = <MasterLink>::new(schedule);
     let mut slave = SlaveLink::new(schedule, uid(), SLAVE);
     let mut now = Instant::from_millis(1);
     while !data.is_empty() {
@@ -161,7 +161,7 @@ pub fn rs485(mut data: &[u8]) {
 pub fn segments(mut data: &[u8]) {
     let fd = take(&mut data) & 1 != 0;
     let kind = if fd { BusKind::CanFd } else { BusKind::Can500k };
-    let mut master = MasterLink::new(Schedule::for_bus(kind));
+    let mut master = <MasterLink>::new(Schedule::for_bus(kind));
     let mut slave = SlaveLink::new(Schedule::for_bus(kind), uid(), SLAVE);
     let mut now = Instant::from_millis(1);
     // Until it is seated.
@@ -234,8 +234,8 @@ thread_local! {
 }
 
 fn new_master() -> Box<Master> {
-    let cell = helio_battery::defaults::NMC_5000MAH;
-    let mut master = Box::new(Master::new(helio_master::MasterConfig {
+    let cell = &helio_battery::defaults::NMC_5000MAH;
+    let mut master = Box::new(Master::new(&helio_master::MasterConfig {
         name: "fuzz".try_into().unwrap_or_default(),
         schedule: Schedule::for_bus(BusKind::Can1M),
         topology: helio_master::pack::Topology {
@@ -251,7 +251,7 @@ fn new_master() -> Box<Master> {
         slave_period: Duration::from_secs(1),
         pack_period: Duration::from_millis(500),
     }));
-    master.control_pack(helio_master::PackControl::new(&cell));
+    master.control_pack(helio_master::PackControl::new(cell));
     master
 }
 

@@ -326,7 +326,7 @@ impl Rig {
             BusKind::Rs485At4M => Duration::from_nanos(250),
             _ => Duration::from_nanos(1_000),
         };
-        let mut master = MasterLink::new(schedule);
+        let mut master = <MasterLink>::new(schedule);
         master.set_tags(&[TagId(1), TagId(2)]);
         let nodes = (1..=127).filter_map(NodeId::new);
         for (i, (node, capabilities)) in nodes.zip(&plan.slaves).enumerate() {
