@@ -11,7 +11,7 @@ use zephyr::kconfig::*;
 /// Seats that the core has room for.
 pub const SEATS: usize = CONFIG_HELIO_MASTER_SEATS as usize;
 /// Records kept for clients.
-pub const RECORDS: usize = if SEATS > 12 { 64 } else { 32 };
+pub const RECORDS: usize = if SEATS > 12 { 56 } else { 32 };
 
 /// In flash.
 static CELL: CellParams = match cfg!(CONFIG_HELIO_CHEMISTRY_LFP) {

@@ -78,6 +78,12 @@ fn prepare(parts: &mut Peripherals) -> Result<&'static mut Core, &'static str> {
     let mut name = [0; NAME_BYTES];
     master.start(&config::master(schedule, parts.store.name(&mut name)));
     master.set_session(zephyr_shell::session());
+    let kept = parts.store.record();
+    if !kept.is_empty()
+        && let Err(error) = master.recall(kept)
+    {
+        printkln!("heliograph master: {}", error);
+    }
     Ok(master)
 }
 
@@ -91,6 +97,7 @@ fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Cl
         bus.transmit(&mut parts, master);
         clients.serve(&mut parts, master);
         bus.transmit(&mut parts, master);
+        store(master, &mut parts);
         let members = (1..=127)
             .filter_map(helio_units::NodeId::new)
             .filter(|n| master.link().member(*n).is_some())
@@ -102,5 +109,19 @@ fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Cl
         parts.watchdog.feed();
         let due = master.poll_timeout().unwrap_or(Instant::MAX);
         bus.wait_until(due.min(now() + longest));
+    }
+}
+
+/// What is known of the cells goes to flash when the core says so.
+fn store(master: &mut Core, parts: &mut Peripherals) {
+    let failed = parts.store.failed()
+        || master.poll_store(now()) && {
+            let save = parts.store.save(|to| master.store(to));
+            // Without flash for it there is nothing to complain of.
+            !matches!(save, Ok(()) | Err(Errno::NO_DEVICE))
+        };
+    if failed {
+        printkln!("heliograph master: what it knows of the cells could not be kept");
+        master.handle_not_stored();
     }
 }

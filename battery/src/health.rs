@@ -214,6 +214,39 @@ pub struct HealthFilter {
     last: Option<(Instant, f32)>,
 }
 
+/// What a filter has learnt that is worth more than a new beginning, for who keeps it over a reset.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Learnt {
+    /// What has become of the electrodes.
+    pub modes: Modes,
+    /// Covariance of lithium lost, negative and positive active material left: rows of the upper triangle.
+    pub covariance: [f32; 6],
+    /// Series resistance as a multiple of the new cell's.
+    pub resistance: Estimate,
+    /// Rests that have told something.
+    pub rests: u32,
+}
+
+impl Learnt {
+    /// Whether a cell can be so.
+    pub fn is_sane(&self) -> bool {
+        let Modes {
+            lithium_lost,
+            negative_left,
+            positive_left,
+        } = self.modes;
+        let [ll, _, _, nn, _, pp] = self.covariance;
+        let left = 0.3..=1.2;
+        (-0.2..=0.7).contains(&lithium_lost)
+            && left.contains(&negative_left)
+            && left.contains(&positive_left)
+            && [ll, nn, pp].iter().all(|v| (1e-9..=0.1).contains(v))
+            && self.covariance.iter().all(|v| v.abs() <= 0.1)
+            && (0.1..=20.0).contains(&self.resistance.mean)
+            && (0.0..=20.0).contains(&self.resistance.sigma)
+    }
+}
+
 /// What a rest tells at its end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Resting {
@@ -269,6 +302,38 @@ impl HealthFilter {
             rests: 0,
             last: None,
         }
+    }
+
+    /// What is worth keeping. Where the cell stands now, the sensor's offset and the rate of ageing are found anew.
+    pub fn learnt(&self) -> Learnt {
+        let p = &self.belief.p;
+        Learnt {
+            modes: self.modes(),
+            covariance: [p[L][L], p[L][AN], p[L][AP], p[AN][AN], p[AN][AP], p[AP][AP]],
+            resistance: self.resistance,
+            rests: self.rests,
+        }
+    }
+
+    /// Goes on with what was kept.
+    pub fn resume(kept: &Learnt) -> Self {
+        let mut filter = Self::since(kept.modes, 0.0);
+        let [ll, ln, lp, nn, np, pp] = kept.covariance;
+        let p = &mut filter.belief.p;
+        for (row, column, v) in [
+            (L, L, ll),
+            (L, AN, ln),
+            (L, AP, lp),
+            (AN, AN, nn),
+            (AN, AP, np),
+            (AP, AP, pp),
+        ] {
+            p[row][column] = v;
+            p[column][row] = v;
+        }
+        filter.resistance = kept.resistance;
+        filter.rests = kept.rests;
+        filter
     }
 
     /// What has become of the electrodes.

@@ -24,7 +24,7 @@ pub mod soc;
 pub use balance::{BalanceConfig, ChargeBalance};
 pub use cell::{CellData, CellError, CellExtra, CellModel, CellParams};
 pub use group::{GroupFilter, Moment};
-pub use health::{Estimate, HealthFilter, Modes};
+pub use health::{Estimate, HealthFilter, Learnt, Modes};
 pub use soc::{CellState, Reading, SocFilter, SocInit};
 
 use helio_units::{DeciCelsius, Milliamps, Millivolts};

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Master and slave, each with what the tests ask for: PLANT_CAN=y for CAN, PLANT_QEMU=y for Cortex-M4F in
 # QEMU, with the tests of the drivers and of the instruction count. (Twister knows no emulator of
-# mps2/an386 but Arm's, so a test that is hosted on native_sim starts QEMU.) Else, on RS485, there is a
-# slave whose cells are measured by an emulated BQ76952.
+# mps2/an386 but Arm's, so a test that is hosted on native_sim starts QEMU.) Else, on RS485, the master has
+# clients over UDP, too, and there is a slave whose cells are measured by an emulated BQ76952.
 
 set(apps ${APP_DIR}/../..)
 set(conf ${APP_DIR}/firmware.conf)
@@ -35,8 +35,13 @@ else()
   set(chip_EXTRA_DTC_OVERLAY_FILE bq76952.overlay CACHE INTERNAL "")
   ExternalZephyrProject_Add(APPLICATION chip SOURCE_DIR ${apps}/app-slave BOARD ${board})
 endif()
+set(master_conf ${conf})
+if(NOT PLANT_QEMU AND NOT PLANT_CAN)
+  list(APPEND master_conf udp.conf udp-native.conf)
+endif()
+set(slave_conf ${conf})
 foreach(firmware master slave)
-  set(${firmware}_EXTRA_CONF_FILE "${conf}" CACHE INTERNAL "")
+  set(${firmware}_EXTRA_CONF_FILE "${${firmware}_conf}" CACHE INTERNAL "")
   set(${firmware}_EXTRA_DTC_OVERLAY_FILE "${overlay}" CACHE INTERNAL "")
   ExternalZephyrProject_Add(APPLICATION ${firmware} SOURCE_DIR ${apps}/app-${firmware} BOARD ${board})
 endforeach()

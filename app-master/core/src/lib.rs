@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod contactor;
+pub mod keep;
 mod locate;
 pub mod map;
 pub mod northbound;
@@ -43,6 +44,7 @@ use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
 use helio_units::{DeciCelsius, Duration, Instant, Millimetres, Millivolts, NodeId, TagId, Uid};
 
 use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
+use keep::{Keep, RecallError};
 use locate::{Beforehand, Locator};
 use map::{AnchorMap, Epoch, MapAnchor};
 use northbound::{MapPiece, SeatStatus, StatusHead};
@@ -143,6 +145,8 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     counters: Counters,
     tunnel: SlaveTunnel<TUNNELS>,
     left: heapless::Deque<NodeId, TUNNELS>,
+    /// When to store what is known of the cells.
+    keep: Keep,
 }
 
 /// Classes of cyclic messages that carry measurements; places in [`Counters::accepted`].
@@ -276,6 +280,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             counters: Counters::NONE,
             tunnel: SlaveTunnel::new(),
             left: heapless::Deque::new(),
+            keep: Keep::new(),
         }
     }
 
@@ -605,6 +610,14 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     // Who comes back from a rest never was away.
                     let back = self.returning.is_some()
                         && self.seat(node).is_some_and(|s| s.uid == Some(uid));
+                    // What is known of its cells goes with a device to its new seat.
+                    let was = self
+                        .seats
+                        .iter()
+                        .position(|s| s.uid == Some(uid) && !s.is_present());
+                    if let Some(was) = was.filter(|_| node.index() < self.seats.len()) {
+                        self.seats.swap(was, node.index());
+                    }
                     if let Some(seat) = self.seats.get_mut(node.index()) {
                         seat.join(uid, capabilities);
                     }
@@ -782,6 +795,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         };
         let seat = self.seats.get_mut(node.index());
         if seat.is_some_and(|s| s.handle_cells(now, params, usize::from(first), cells)) {
+            self.keep.note_learnt();
             self.learn_health();
         }
     }
@@ -1024,7 +1038,35 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         } = self;
         strings.balance(seats, *balance_wanted, balance, charge_balance);
         let figures = self.figures_at(now);
+        self.keep.note_soc(figures.soc_ppm);
         self.log.push(now, Record::Pack(figures));
+    }
+
+    /// Whether [`Self::store`] is to be called now and what it gives to be kept where it outlives a reset; said once.
+    pub fn poll_store(&mut self, now: Instant) -> bool {
+        self.keep.poll(now)
+    }
+
+    /// It could not be kept: [`Self::poll_store`] says so once more.
+    pub fn handle_not_stored(&mut self) {
+        self.keep.retry();
+    }
+
+    /// What is known of the cells, for [`Self::recall`]; the bytes written, `None` when there is no room
+    /// ([`keep::size`]).
+    pub fn store(&self, to: &mut [u8]) -> Option<usize> {
+        keep::store(self.seats.iter().filter_map(Seat::kept), to)
+    }
+
+    /// To a started master, before anybody joins: what [`Self::store`] gave before the reset.
+    pub fn recall(&mut self, stored: &[u8]) -> Result<(), RecallError> {
+        let kept = keep::recall(stored)?;
+        let new = self.new_cell.unwrap_or(&self.cell);
+        for (seat, kept) in self.seats.iter_mut().zip(kept) {
+            seat.recall(&kept, new);
+        }
+        self.learn_health();
+        Ok(())
     }
 
     // As the pack's.

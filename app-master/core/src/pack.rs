@@ -12,6 +12,7 @@
 //!     '--- every seat healthy again, voltage matched ---'
 //! ```
 
+use crate::keep::Kept;
 use helio_battery::balance::{BalanceConfig, CellCharge, ChargeBalance, plan_by_charge};
 use helio_battery::power::PowerLimits;
 use helio_battery::{CellParams, Estimate, GroupFilter, HealthFilter, Modes, Moment, SocInit};
@@ -130,6 +131,9 @@ pub enum PackState {
 /// Sigma of the lithium and of the active material that a device's cells have lost when it joins: it may be a new one or an old one.
 const UNKNOWN_AGE: f32 = 0.08;
 
+/// By so much a kept state of charge is less sure: it was kept some time before the reset, and nobody counted since.
+const AWAY: f32 = 0.05;
+
 /// What the voltages and the current of a device have told about its cells.
 #[derive(Clone, Copy, Debug)]
 struct Charge {
@@ -226,6 +230,36 @@ impl Seat {
         self.present = true;
         self.quarantined = false;
         self.forget();
+    }
+
+    /// What is worth keeping of its cells over a reset; `None` while their state of charge is unknown.
+    pub fn kept(&self) -> Option<Kept> {
+        let Charge { cells, health, .. } = self.charge.as_ref()?;
+        let mean = cells.mean();
+        Some(Kept {
+            uid: self.uid?,
+            soc: Estimate {
+                mean: mean.soc(),
+                sigma: mean.sigma(),
+            },
+            learnt: health.learnt(),
+        })
+    }
+
+    /// Of a device that is not here yet.
+    // Its filters take room on the stack.
+    #[inline(never)]
+    pub fn recall(&mut self, kept: &Kept, new: &CellParams) {
+        let health = HealthFilter::resume(&kept.learnt);
+        self.uid = Some(kept.uid);
+        self.charge = Some(Charge {
+            cells: GroupFilter::new(SocInit::Stored {
+                soc: kept.soc.mean,
+                sigma: kept.soc.sigma + AWAY,
+            }),
+            capacity: (kept.learnt.rests > 0).then(|| health.capacity(new)),
+            health,
+        });
     }
 
     /// The device is gone or silenced; its last values are no longer true.

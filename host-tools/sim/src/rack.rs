@@ -21,7 +21,7 @@ use helio_master::map::MapAnchor;
 use helio_master::pack::Topology;
 use helio_master::sleep::SleepConfig;
 use helio_master::telemetry::{Event, Record, What};
-use helio_master::{CLASSES, Master, MasterConfig, PackControl, northbound};
+use helio_master::{CLASSES, Master, MasterConfig, PackControl, keep, northbound};
 use helio_slave::{Slave, SlaveConfig, SlaveOutput, SlaveSleep};
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, TagId, Uid};
 
@@ -207,6 +207,8 @@ pub struct Rack {
     master_alive: bool,
     /// Starts of the master before this one.
     sessions: u8,
+    /// What the master keeps over a reset.
+    kept: Vec<u8>,
     units: Vec<Unit>,
     /// When each unit wants to be called; apart from the units, because it is looked at all the time.
     due: Vec<Instant>,
@@ -377,6 +379,7 @@ impl Rack {
             master_due: Instant::ZERO,
             master_alive: true,
             sessions: 0,
+            kept: Vec::new(),
             closed: vec![false; strings],
             link: plan.contactors.map(Link::new),
             next_link: Instant::ZERO,
@@ -483,6 +486,11 @@ impl Rack {
         self.deliver();
         if now >= self.master_due {
             self.master.handle_timeout(now);
+            if self.master.poll_store(now) {
+                self.kept.resize(keep::size(SEATS), 0);
+                let length = self.master.store(&mut self.kept).unwrap_or(0);
+                self.kept.truncate(length);
+            }
             self.drain_master();
         }
         for i in 0..self.units.len() {
@@ -1074,6 +1082,10 @@ impl Rack {
                 self.bus.revive(now, self.master_port);
                 self.sessions = self.sessions.wrapping_add(1);
                 self.master = self.plan.new_master(self.sessions);
+                if !self.kept.is_empty() {
+                    // What a master stored it can read.
+                    let _ = self.master.recall(&self.kept);
+                }
                 self.seen_seq = 1;
             }
             self.drain_master();

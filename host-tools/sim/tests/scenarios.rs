@@ -423,6 +423,19 @@ fn each_sensor_fault_ends_as_the_table_says_and_stays_with_its_slave() {
 
 /// The master believes the cells new, which have lost a tenth: after six cycles it knows, and so it knows how full they are.
 #[test]
+fn a_master_that_restarts_knows_the_cells_that_it_knew() {
+    let file = folder().join("aged.toml");
+    let dead = "[[fault]]\nat_s = 79000\nkind = \"master-dead\"\nfor_s = 2\n";
+    let text = std::fs::read_to_string(&file).expect("a shipped scenario") + "\n" + dead;
+    let scenario = Scenario::parse(&file, &text, folder()).expect("a scenario");
+    let report = run(scenario);
+    let e = report.racks[0].estimates;
+    // No rest is left that could tell anything anew.
+    let soh = e.soh_pct.expect("known");
+    assert!(soh < 95.0, "{soh}");
+}
+
+#[test]
 fn partial_cycles_tell_the_health_of_aged_cells_over_the_bus() {
     let report = run(load("aged"));
     let e = report.racks[0].estimates;

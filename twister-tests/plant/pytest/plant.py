@@ -12,6 +12,7 @@ import pty
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -63,6 +64,7 @@ class Plant:
         self.dir = pathlib.Path(directory or tempfile.mkdtemp(prefix="helio-plant-"))
         self.dir.mkdir(parents=True, exist_ok=True)
         self.slaves, self.kept, self.client, self.master = {}, [], None, None
+        self.udp_port = None
         self.next_end = 0
         command = [helio or find_helio(), "hub", "--json"]
         if bus == "can":
@@ -102,6 +104,11 @@ class Plant:
             )
             clients, line = os.ttyname(clients), os.ttyname(theirs)
             command = self.native(image) + [f"--northbound_port={line}"]
+            if "CONFIG_HELIO_NORTHBOUND_UDP=y" in (image.parent / ".config").read_text():
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+                    free.bind(("127.0.0.1", 0))
+                    self.udp_port = free.getsockname()[1]
+                command.append(f"--udp_port={self.udp_port}")
             self.master = Firmware("master", command, self.dir / "master.log")
         self.client = Client(clients)
         self.client.ratio = self.ratio

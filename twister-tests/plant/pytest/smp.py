@@ -107,3 +107,19 @@ class Client:
             if not answer["records"] or answer["next"] == since:
                 return found, answer["next"]
             since = answer["next"]
+
+
+class UdpClient(Client):
+    """The same over UDP."""
+
+    def __init__(self, port):
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.connect(("127.0.0.1", port))
+        self.seq, self.ratio = 0, 1.0
+
+    def send(self, datagram):
+        self.socket.send(datagram)
+
+    def receive(self, seconds):
+        ready = select.select([self.socket], [], [], seconds)[0]
+        return self.socket.recv(4096) if ready else None

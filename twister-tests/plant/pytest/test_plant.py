@@ -2,11 +2,12 @@
 """Master and slaves on one bus: joining, telemetry, tunnel, trip, watchdog, stacks."""
 
 import re
+import subprocess
 import time
 
 import pytest
 import smp
-from plant import Plant
+from plant import Plant, find_helio
 
 UIDS = [0x1001, 0x1002]
 HUNG, CHIP = 0x1004, 0x1005
@@ -70,6 +71,30 @@ def test_a_slave_tells_its_statistics_through_the_master(plant):
     assert "slave" in groups["stat_list"]
     stats = plant.client.ask_slave(node, smp.READ, smp.GROUP_STAT, 0, {"name": "slave"})
     assert stats["fields"]["samples"] > 10
+
+
+def test_clients_over_udp_are_answered_each_for_itself(plant):
+    if plant.udp_port is None:
+        pytest.skip("built for native_sim on RS485 only")
+    clients = [smp.UdpClient(plant.udp_port) for _ in range(2)]
+    for n, client in enumerate(clients):
+        assert client.ask(smp.WRITE, smp.GROUP_OS, 0, {"d": str(n)}) == {"r": str(n)}
+        assert client.status()["name"] == plant.client.status()["name"]
+    # Both ask a slave, whose answers come later.
+    nodes = [plant.members()[uid][0] for uid in UIDS]
+    for client, node in zip(clients, nodes):
+        answer = client.ask_slave(node, smp.WRITE, smp.GROUP_OS, 0, {"d": f"slave {node}"})
+        assert answer == {"r": f"slave {node}"}
+
+
+def test_helio_reads_a_slave_over_udp(plant):
+    if plant.udp_port is None:
+        pytest.skip("built for native_sim on RS485 only")
+    node = plant.members()[UIDS[0]][0]
+    command = [find_helio(), "fw", "list", "--target", f"slave:{node}", "--udp", f"127.0.0.1:{plant.udp_port}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    # It has been reached, and has no images.
+    assert "image" in done.stderr and "not there" not in done.stderr, done
 
 
 def test_a_request_to_an_empty_seat_is_refused_at_once(plant):
