@@ -88,9 +88,14 @@ static void listen(void *a, void *b, void *c)
 	for (;;) {
 		struct sockaddr_in from;
 		socklen_t size = sizeof(from);
-		ssize_t count = zsock_recvfrom(sock, datagram, sizeof(datagram), 0,
-					       (struct sockaddr *)&from, &size);
+		struct zsock_pollfd readable = {.fd = sock, .events = ZSOCK_POLLIN};
+		ssize_t count = -1;
 
+		/* Who waits in recvfrom holds a lock that sendto wants. */
+		if (zsock_poll(&readable, 1, -1) > 0) {
+			count = zsock_recvfrom(sock, datagram, sizeof(datagram),
+					       ZSOCK_MSG_DONTWAIT, (struct sockaddr *)&from, &size);
+		}
 		if (count <= 0) {
 			/* The network is down, or somebody sent nothing. */
 			k_sleep(K_MSEC(10));
