@@ -32,7 +32,7 @@ pub struct MasterStats {
 }
 
 /// Datagrams that can be under way at once in each direction.
-const SESSIONS: usize = 2;
+pub(crate) const SESSIONS: usize = 2;
 
 /// Orders at once on CAN; then one per eighth of a cycle.
 pub(crate) const ORDER_BURST: u16 = 2;
@@ -376,11 +376,16 @@ impl<const SEATS: usize> Core<SEATS> {
         });
         self.cycle = self.cycle.wrapping_add(1);
         self.seats.cycle = self.cycle;
-        self.next_tag = self.next_tag.wrapping_add(1);
+        if !self.schedule.is_snapshot(self.cycle) {
+            self.next_tag = self.next_tag.wrapping_add(1);
+        }
     }
 
-    /// The tag of this cycle.
+    /// The tag of this cycle. In a snapshot there is no room for ranges.
     fn tag(&self) -> Option<TagId> {
+        if self.schedule.is_snapshot(self.cycle) {
+            return None;
+        }
         let turn = self.next_tag.checked_rem(self.tags.len())?;
         self.tags.get(turn).copied()
     }
