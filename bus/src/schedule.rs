@@ -89,7 +89,7 @@ impl Schedule {
                 BusKind::CanFd => part(cycle, 220),
                 _ => part(cycle, 250),
             },
-            master_silence: cycle * 3,
+            master_silence: master_silence(kind, cycle),
             join_retry: us(if kind == BusKind::Can500k {
                 20_000
             } else {
@@ -138,7 +138,7 @@ impl Schedule {
             sample_grace: scale(self.sample_grace),
             silence: silence(self.kind, cycle),
             ranging_silence: scale(self.ranging_silence),
-            master_silence: cycle * 3,
+            master_silence: master_silence(self.kind, cycle),
             join_retry: scale(self.join_retry),
             ..self
         }
@@ -212,6 +212,15 @@ fn silence(kind: BusKind, cycle: Duration) -> Duration {
         // Three missing, and the third had its chance to come. On CAN it was asked meanwhile.
         BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
         _ => cycle * 2,
+    }
+}
+
+/// A slave that has not heard the master for so long gives up its seat: two SYNCs may be lost, and the third
+/// comes when it comes by a clock that is a little slower.
+fn master_silence(kind: BusKind, cycle: Duration) -> Duration {
+    match kind {
+        BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 310),
+        _ => cycle * 3,
     }
 }
 
