@@ -70,6 +70,10 @@ struct Seat {
     unanswered: u8,
     /// Enough of both, while hardly anybody else was silent.
     gone: bool,
+    /// It has answered an ask: its hardware is quick enough, so that no answer means something.
+    answers: bool,
+    /// Asks meant to find that out.
+    tried: u8,
     /// It was silent in its slot for ranges, and perhaps has none: from then on those slots tell nothing,
     /// until one is used.
     mute: bool,
@@ -178,6 +182,8 @@ const EMPTY: Seat = Seat {
     silent: 0,
     unanswered: 0,
     gone: false,
+    answers: false,
+    tried: 0,
     mute: false,
     vacated: None,
     joined: None,
@@ -444,6 +450,7 @@ impl<const SEATS: usize> Seats<SEATS> {
         seat.heard = now;
         (seat.silent, seat.unanswered) = (0, 0);
         (seat.gone, seat.mute) = (false, false);
+        (seat.answers, seat.tried) = (false, 0);
         seat.joined = Some(self.cycle);
         seat.receivers = [Receiver::Nothing; RECEIVERS];
         seat.frames = 0;
@@ -564,7 +571,7 @@ impl<const SEATS: usize> Seats<SEATS> {
         if member && seat.heard < since && !(ranges && seat.mute) {
             seat.silent = seat.silent.saturating_add(1);
             seat.mute |= ranges && seat.silent == 1;
-            let gone = seat.silent >= SILENT && seat.unanswered >= SILENT;
+            let gone = seat.answers && seat.silent >= SILENT && seat.unanswered >= SILENT;
             if gone
                 && !self.is_disturbed()
                 && let Some(seat) = self.seats.get_mut(node.index())
@@ -594,6 +601,16 @@ impl<const SEATS: usize> Seats<SEATS> {
         NodeId::new(raw)
     }
 
+    /// RS485: a member of which it is not known yet whether it can answer.
+    pub fn untried(&self) -> Option<NodeId> {
+        let untried = |seat: &Seat| {
+            let member = matches!(seat.state, State::Member { .. }) && seat.joined.is_none();
+            member && !seat.answers && seat.tried < ASKED
+        };
+        let index = self.seats.iter().position(untried)?;
+        NodeId::new(index as u8 + 1)
+    }
+
     /// RS485: whether one more silent slot means that this member is gone.
     pub fn is_critical(&self, node: NodeId) -> bool {
         let seat = self.seats.get(node.index());
@@ -604,6 +621,7 @@ impl<const SEATS: usize> Seats<SEATS> {
     pub fn asked(&mut self, node: NodeId) {
         if let Some(seat) = self.seats.get_mut(node.index()) {
             seat.unanswered = seat.unanswered.saturating_add(1);
+            seat.tried = seat.tried.saturating_add(1);
         }
     }
 
@@ -615,6 +633,7 @@ impl<const SEATS: usize> Seats<SEATS> {
             && *probes < HERE
         {
             *probes += 1;
+            seat.answers = true;
             seat.heard = now;
             (seat.silent, seat.unanswered, seat.gone) = (0, 0, false);
         }
@@ -1014,6 +1033,8 @@ impl<const SEATS: usize> Seats<SEATS> {
                 silent: _,
                 unanswered: _,
                 gone: _,
+                answers: _,
+                tried: _,
                 mute: _,
                 vacated,
                 joined,

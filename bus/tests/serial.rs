@@ -37,6 +37,8 @@ struct Line {
     by_character: bool,
     /// Seats that the master has asked for a sign of life.
     asked: Vec<u8>,
+    /// A slave that is too slow to answer those.
+    slow: Option<usize>,
 }
 
 struct Unit {
@@ -91,6 +93,7 @@ impl Line {
             worst_age: Duration::ZERO,
             by_character: false,
             asked: vec![],
+            slow: None,
         };
         for n in uids {
             line.plug(n, RACK);
@@ -216,6 +219,12 @@ impl Line {
             && buffer[0] == 0xd1
         {
             self.asked.push(buffer[1]);
+        }
+        if let SerialSignal::Bytes { buffer, .. } = out.what
+            && buffer[0] == 0xd2
+            && self.slow.map(|i| i + 1) == Some(port)
+        {
+            return;
         }
         self.sent.push(Sent {
             port,
@@ -602,6 +611,24 @@ fn who_lost_a_beacon_answers_when_asked_and_stays() {
             .collect();
         assert!(l.asked.iter().all(|n| seats.contains(n)));
     }
+}
+
+#[test]
+fn who_cannot_answer_an_ask_is_left_to_its_silence() {
+    let mut l = Line::new(BusKind::Rs485At1M, 1..=4);
+    l.master.set_tags(&[TagId(7)]);
+    // The first says nothing after an ask.
+    l.slow = Some(0);
+    l.run_until(ms(400));
+    assert_eq!(l.joined(), 4);
+    l.next_beacon();
+    l.slaves[0].deaf = true;
+    l.run_for(l.bit * 320);
+    l.slaves[0].deaf = false;
+    l.run_for(l.master.schedule().cycle * 3);
+    assert_eq!(l.count(|e| matches!(e, MasterEvent::Left { .. })), 0);
+    let seat = l.slaves[0].link.node().expect("seated").get();
+    assert!(l.asked.contains(&seat));
 }
 
 #[test]

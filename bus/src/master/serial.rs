@@ -270,7 +270,11 @@ impl<const SEATS: usize> Serial<SEATS> {
             true => self.head_ask += 1,
             false => self.pair_ask.0 += 1,
         }
-        let node = core.seats.suspect().filter(|_| self.in_time(at, now))?;
+        if !self.in_time(at, now) {
+            return None;
+        }
+        let untried = || core.seats.untried().filter(|_| !is_head);
+        let node = core.seats.suspect().or_else(untried)?;
         core.seats.asked(node);
         self.parser.clear();
         // Perhaps the next slot decides now.
@@ -313,7 +317,8 @@ impl<const SEATS: usize> Serial<SEATS> {
         self.pair += 1;
         if self.pair == 1 {
             self.examine(core, now);
-            if core.seats.suspect().is_some() {
+            let idle = self.lively.0 == 0 && !core.has_datagrams();
+            if core.seats.suspect().is_some() || idle && core.seats.untried().is_some() {
                 self.pair_ask = (0, self.timing.asks_in_pair());
             }
             if self.pair_ask.1 > 0 {
