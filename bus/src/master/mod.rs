@@ -32,7 +32,7 @@ pub struct MasterStats {
 }
 
 /// Datagrams that can be under way at once in each direction.
-pub(crate) const SESSIONS: usize = 2;
+const SESSIONS: usize = 2;
 
 /// Orders at once on CAN; then one per eighth of a cycle.
 pub(crate) const ORDER_BURST: u16 = 2;
