@@ -2,7 +2,8 @@
 
 A PyBaMM single-particle model with electrolyte (SPMe) of the LG M50 21700 cell (parameter set
 of O'Regan et al. 2022, temperature dependent, lumped thermal) is driven by real drive cycles;
-one recording comes from the full model (DFN: Doyle, Fuller, Newman).
+one recording comes from the full model (DFN: Doyle, Fuller, Newman). Two more are About:Energy's cells by the full
+model, with the parameters of their BPX files, which are looked for in ../shared/data/battery/about-energy.
 
     python -m venv ~/heliograph-data
     ~/heliograph-data/bin/pip install -r data/requirements.txt
@@ -23,6 +24,7 @@ import numpy as np
 import pybamm
 
 TRACES = Path(__file__).parent / "traces"
+ABOUT_ENERGY = Path(__file__).parents[1] / "../shared/data/battery/about-energy"
 
 # Current releases of PyBaMM carry no drive cycles; this older one (BSD-3-Clause) does.
 CYCLES_FROM = "pybamm==23.5"
@@ -43,6 +45,13 @@ RUNS = {f"us06_{t}c": (TEST, t, "SPMe") for t in (40, 25, 10, 0, -10)}
 RUNS |= {"us06_dfn_25c": (TEST, 25, "DFN")}
 RUNS |= {f"udds_{t}c": (FIT, t, "SPMe") for t in (40, 25, 0, -10)}
 RUNS |= {f"ocv_{t}c": (None, t, "SPMe") for t in (40, 25, 0)}
+
+# Trace -> parameter file, from full to almost empty at 25 °C by UDDS x 2 of the same C-rate.
+BPX = {
+    "nmc_pouch_udds_25c": "NMC/nmc_pouch_cell_BPX.json",
+    "lfp_18650_udds_25c": "LFP/lfp_18650_cell_BPX.json",
+}
+BPX_START_SOC, BPX_STOP_SOC = 0.92, 0.08
 
 
 def cell(ambient_c):
@@ -83,6 +92,30 @@ def drive(cycle_a, factor, stop_soc, ambient_c, kind):
     return rows[rows[:, 4] >= stop_soc]
 
 
+def bpx_drive(cycle_a, path):
+    """The drive of the fit, scaled by capacity, on a cell of a BPX file: full model, isothermal at 25 °C."""
+    values = pybamm.ParameterValues.create_from_bpx(path)
+    x0, x100, _, _ = pybamm.lithium_ion.get_min_max_stoichiometries(values)
+    capacity_ah = (x100 - x0) * values.evaluate(pybamm.LithiumIonParameters().n.Q_init)
+    cycle_a = np.maximum(cycle_a * FIT[1] * capacity_ah / 4.967, -2.0 * capacity_ah)
+    repeats = np.ceil(0.85 * capacity_ah * 3600 / cycle_a.sum())
+    current = np.tile(cycle_a, int(repeats))
+    t = np.arange(len(current), dtype=float)
+    values.update({
+        "Current function [A]": pybamm.Interpolant(t, current, pybamm.t),
+        # A drive may leave the window for a moment.
+        "Upper voltage cut-off [V]": values["Upper voltage cut-off [V]"] + 0.3,
+        "Lower voltage cut-off [V]": values["Lower voltage cut-off [V]"] - 0.2,
+    })
+    solver = pybamm.IDAKLUSolver(rtol=1e-6, atol=1e-6)
+    simulation = pybamm.Simulation(
+        pybamm.lithium_ion.DFN({"thermal": "isothermal"}), parameter_values=values, solver=solver
+    )
+    solution = simulation.solve(t_eval=[0, t[-1]], t_interp=t, initial_soc=BPX_START_SOC)
+    rows = table(solution, t[t <= solution.t[-1]], BPX_START_SOC, capacity_ah)
+    return rows[rows[:, 4] >= BPX_STOP_SOC]
+
+
 def open_circuit(ambient_c):
     """C/30 from full to empty, two hours of rest, C/30 back to full."""
     values, capacity_ah = cell(ambient_c)
@@ -119,20 +152,24 @@ def drive_cycles():
 
 
 def main():
-    wanted = sys.argv[1:] or list(RUNS)
-    unknown = set(wanted) - set(RUNS)
+    wanted = sys.argv[1:] or [*RUNS, *BPX]
+    unknown = set(wanted) - set(RUNS) - set(BPX)
     if unknown:
-        sys.exit(f"no run is called {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
+        sys.exit(f"no run is called {', '.join(sorted(unknown))}; there are {', '.join([*RUNS, *BPX])}")
     TRACES.mkdir(exist_ok=True)
     cycles = drive_cycles()
     for name in wanted:
-        run, ambient_c, kind = RUNS[name]
-        if run is None:
-            rows = open_circuit(ambient_c)
+        if name in BPX:
+            rows = bpx_drive(cycles[FIT[0]], ABOUT_ENERGY / BPX[name])
+            path = TRACES / f"{name}.csv"
         else:
-            cycle, factor, stop_soc = run
-            rows = drive(cycles[cycle], factor, stop_soc, ambient_c, kind)
-        path = TRACES / f"lgm50_{name}.csv"
+            run, ambient_c, kind = RUNS[name]
+            if run is None:
+                rows = open_circuit(ambient_c)
+            else:
+                cycle, factor, stop_soc = run
+                rows = drive(cycles[cycle], factor, stop_soc, ambient_c, kind)
+            path = TRACES / f"lgm50_{name}.csv"
         np.savetxt(path, rows, delimiter=",", fmt=["%d", "%.3f", "%.4f", "%.2f", "%.5f"], comments="",
                    header="time_s,current_a,voltage_v,temperature_c,soc")
         print(f"{path.name}: {len(rows)} rows, {path.stat().st_size // 1000} kB, "

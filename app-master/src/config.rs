@@ -1,5 +1,6 @@
 //! Kconfig as the core wants it.
 
+use helio_battery::CellParams;
 use helio_battery::defaults::{LFP_2500MAH, NMC_5000MAH};
 use helio_bus::Schedule;
 use helio_master::MasterConfig;
@@ -12,11 +13,20 @@ pub const SEATS: usize = CONFIG_HELIO_MASTER_SEATS as usize;
 /// Records kept for clients.
 pub const RECORDS: usize = if SEATS > 12 { 64 } else { 32 };
 
-/// What this master is.
-pub fn master(schedule: Schedule) -> MasterConfig {
+/// In flash.
+static CELL: CellParams = match cfg!(CONFIG_HELIO_CHEMISTRY_LFP) {
+    true => LFP_2500MAH,
+    false => NMC_5000MAH,
+};
+
+/// What this master is. Clients may have given it another name.
+pub fn master(schedule: Schedule, name: Option<&str>) -> MasterConfig {
     MasterConfig {
         // Too long a name is no reason not to start.
-        name: CONFIG_HELIO_MASTER_NAME.try_into().unwrap_or_default(),
+        name: name
+            .unwrap_or(CONFIG_HELIO_MASTER_NAME)
+            .try_into()
+            .unwrap_or_default(),
         schedule,
         topology: Topology {
             expected: CONFIG_HELIO_EXPECTED as u8,
@@ -24,10 +34,7 @@ pub fn master(schedule: Schedule) -> MasterConfig {
             match_mv: 5_000,
             settle: Duration::from_millis(500),
         },
-        cell: match cfg!(CONFIG_HELIO_CHEMISTRY_LFP) {
-            true => LFP_2500MAH,
-            false => NMC_5000MAH,
-        },
+        cell: &CELL,
         balance: Default::default(),
         tag_height_mm: None,
         range_sigma_mm: 50,

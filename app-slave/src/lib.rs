@@ -16,11 +16,11 @@ mod config;
 
 use cells::Monitor;
 use helio_bus::Ranges;
-use helio_slave::{MAX_ANSWER, Slave, SlaveOutput};
+use helio_slave::{Slave, SlaveOutput};
 use helio_units::{Duration, Instant};
-use static_cell::{ConstStaticCell, StaticCell};
+use static_cell::ConstStaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Bus, Peripherals, WATCHDOG, now};
+use zephyr_shell::{Bus, Errno, Peripherals, WATCHDOG, now};
 
 /// Called by zephyr-lang-rust's `main`.
 #[allow(
@@ -37,7 +37,6 @@ extern "C" fn rust_main() {
 }
 
 fn start() -> Result<core::convert::Infallible, &'static str> {
-    static ANSWER: StaticCell<[u8; MAX_ANSWER]> = StaticCell::new();
     let mut parts = Peripherals::take().ok_or("started twice")?.map_err(
         |_| "an output of the heliograph,node does not start; check its GPIO or PWM controller",
     )?;
@@ -46,7 +45,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph slave: no watchdog on this board");
     }
-    run(slave, parts, bus, monitor, ANSWER.init([0; MAX_ANSWER]))
+    run(slave, parts, bus, monitor)
 }
 
 /// Not a part of [`start`], which never gives its stack back: the configuration is 3 kB.
@@ -71,17 +70,21 @@ fn prepare(parts: &mut Peripherals) -> Result<(&'static mut Slave, Monitor), &'s
         schedule.cycle.as_micros()
     );
     let monitor = Monitor::new(&config, parts)?;
+    match parts.store.start() {
+        Ok(()) => {
+            config.stores = true;
+            if let Err(error) = slave.recall(&config, parts.store.record()) {
+                printkln!("heliograph slave: {}", error);
+            }
+        }
+        Err(Errno::NO_DEVICE) => {}
+        Err(error) => printkln!("heliograph slave: nothing is kept over a reset: {}", error),
+    }
     slave.start(&config, schedule);
     Ok((slave, monitor))
 }
 
-fn run(
-    slave: &mut Slave,
-    mut parts: Peripherals,
-    mut bus: Bus,
-    mut monitor: Monitor,
-    answer: &mut [u8],
-) -> ! {
+fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Bus, mut monitor: Monitor) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
     let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = None;
@@ -95,9 +98,8 @@ fn run(
             // While the one before is at work it is dropped, and the client asks again.
             let _ = parts.management.request(request);
         }
-        if let Some(answer) = parts.management.answer(answer) {
-            slave.handle_answer(answer);
-        }
+        (parts.management).answer(|answer| slave.handle_answer(answer));
+        store(slave, &mut parts);
         bus.transmit(&mut parts, slave);
         let seen = (slave.node(), slave.state());
         if told != Some(seen) {
@@ -110,6 +112,19 @@ fn run(
         parts.watchdog.feed();
         let due = slave.poll_timeout().unwrap_or(Instant::MAX);
         bus.wait_until(due.min(now() + longest));
+    }
+}
+
+/// What protection remembers goes to flash when the core says so.
+fn store(slave: &mut Slave, parts: &mut Peripherals) {
+    let failed = parts.store.failed()
+        || slave.poll_store(now()) && {
+            let known = slave.protection().diagnostics();
+            parts.store.save(|to| known.store(to)).is_err()
+        };
+    if failed {
+        printkln!("heliograph slave: what it remembers could not be kept");
+        slave.handle_not_stored(now());
     }
 }
 

@@ -225,6 +225,15 @@ pub struct Point {
 pub const DOUBT: f32 = 0.15;
 
 impl Point {
+    const BLANK: Self = Self {
+        tau1: 0.0,
+        tau2: 0.0,
+        ik: 0.0,
+        tau3: 0.0,
+        doubt: 0.0,
+        ..Self::ZERO
+    };
+
     const ZERO: Self = Self {
         r0: 0.0,
         r1: 0.0,
@@ -294,7 +303,7 @@ impl Point {
     }
 }
 
-/// A checked cell type. Plain data, 4 KB; made once per type and lent to every cell's model and filter.
+/// A checked cell type. Plain data, 8.5 kB; made once per type and lent to every cell's model and filter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CellParams {
     name: [u8; NAME_BYTES],
@@ -328,6 +337,28 @@ macro_rules! check {
 }
 
 impl CellParams {
+    /// Of no cell, for a place that is filled later: all zeros, so that it takes no flash.
+    pub const BLANK: Self = Self {
+        name: [0; NAME_BYTES],
+        name_len: 0,
+        temps: 0,
+        socs: 0,
+        capacity_mah: 0.0,
+        hysteresis_rate: 0.0,
+        sigma_mv: 0.0,
+        efficiency: 0.0,
+        shifted: false,
+        ocv_mv: [0.0; OCV_POINTS],
+        ocv_mv_per_k: [0.0; OCV_POINTS],
+        temps_c: [0.0; GRID_TEMPS],
+        soc_grid: [0.0; GRID_SOCS],
+        grid: [[Point::BLANK; GRID_SOCS]; GRID_TEMPS],
+        shift_mv: [[0.0; GRID_SOCS]; GRID_TEMPS],
+        negative_mv: [0.0; OCV_POINTS],
+        negative_window: [0.0; 2],
+        negative_doubt: 0.0,
+    };
+
     /// Checks everything and copies it. Usable in a `const`, see [`crate::defaults`].
     pub const fn new(data: &CellData<'_>) -> Result<Self, CellError> {
         // With `while` and indices because `for` and `get` are not const; every index is below a length checked before.

@@ -30,7 +30,7 @@
 //! When tracking, the curve enters not by its tangent but by its chords over ±√3 sigma (the points of second-order central
 //! differences: Nørgaard, Poulsen and Ravn, *Automatica* 36 (2000) 1627), and of the two the flatter one counts.
 
-use crate::cell::{CellParams, Point};
+use crate::cell::{CellParams, DOUBT, Point};
 use crate::health::Estimate;
 use crate::kalman::Gaussian;
 use crate::math;
@@ -46,10 +46,14 @@ const R: usize = 6;
 const N: usize = 7;
 
 /// Sigma of the current sensor's offset, as a share of the current that empties the cell in one hour.
-const BIAS_C: f32 = 0.004;
-/// Sigma of an offset that may be there besides. The filter does not look for it, because on a flat curve it would find the model's
-/// errors instead; but what it would do to the state of charge is part of the sigma.
-const UNSEEN_BIAS_C: f32 = 0.012;
+const OFFSET_C: f32 = 0.0126;
+/// Of which the filter looks for so much where the curve is flat: there it would find the model's errors instead. The rest is only
+/// considered: what it would do to the state of charge is part of the sigma.
+const SOUGHT_C: f32 = 0.004;
+/// Where the model's errors are worth so much state of charge, half of the offset's variance is looked for.
+const TELLING_SOC: f32 = 0.04;
+/// At this current, of 1C: what the resistances' doubt makes of it is one of them.
+const TELLING_C: f32 = 0.5;
 /// The offset drifts by its own sigma in this time [s].
 const BIAS_DRIFT_S: f32 = 36_000.0;
 /// Sigma of the state of charge after one full capacity has moved: error of capacity and of the current's scale.
@@ -72,6 +76,11 @@ const HYSTERESIS: f32 = 0.3;
 const LOST_S: f32 = 20.0;
 /// Mean squared innovation over its variance at which it is; 1 is normal.
 const LOST: f32 = 3.0;
+/// And no error of the model that is to be expected explains the voltage at this share of the time: a pull of minutes is what a model
+/// gets most wrong, and on a flat curve nothing else would tell.
+const AGAINST: f32 = 0.8;
+/// That time is forgotten with this constant [s].
+const AGAINST_S: f32 = 200.0;
 /// Sigma of a state of charge of which nothing is known.
 const NOTHING_KNOWN: f32 = 0.3;
 /// Where the curve rises by so much, the voltage is asked afresh whatever was stored [mV per unit].
@@ -83,8 +92,12 @@ const HYSTERESIS_START: f32 = 0.6;
 const SEEN: [f32; 3] = [0.5, 0.3, 0.2];
 /// A voltage excludes what is more than so many sigmas away.
 const REACH: f32 = 2.5;
-/// Sigma of the state of charge as a share of the interval that is left: the interval is plus and minus two sigma.
-const SHARE: f32 = 0.25;
+/// Sigma of the state of charge as a share of the interval that is left, in which all places are alike: 1/√12.
+const SHARE: f32 = 0.289;
+/// An interval that comes from a stored value reaches so many of its sigmas to both sides.
+const STORED: f32 = 2.0;
+/// A voltage cuts the interval with this time constant [s], because a model is wrong for seconds by more than it says.
+const CUT_S: f32 = 5.0;
 /// Track when the interval is this narrow, or four times this and the curve is straight in it.
 const NARROW: f32 = 0.1;
 /// Longer gaps between samples count as a restart from what is known.
@@ -111,6 +124,8 @@ enum Mode {
     Tracking {
         /// Running mean of squared innovation over its variance; 1 is normal.
         strain: f32,
+        /// Share of the time in which the voltage contradicted.
+        against: f32,
     },
 }
 
@@ -177,6 +192,8 @@ pub struct SocFilter {
     /// What an offset of the current that is not looked for, one capacity per hour, would have done to the mean (a "consider"
     /// parameter: S. F. Schmidt, *Advances in Control Systems* 3 (1966) 293).
     felt: [f32; N],
+    /// Sigma of the offset that is looked for, of 1C.
+    sought: f32,
     /// What rounding has cut off `z` so far; 24 bits do not hold a tenth of a second at C/100.
     carry: f32,
     /// Hysteresis state, open loop.
@@ -200,6 +217,7 @@ impl SocFilter {
                 p: [[0.0; N]; N],
             },
             felt: [0.0; N],
+            sought: SOUGHT_C,
             carry: 0.0,
             h: 0.0,
             sign: 0.0,
@@ -232,7 +250,12 @@ impl SocFilter {
 
     /// Variance of the state of charge with what an unseen offset of the current may have done to it.
     fn variance(&self) -> f32 {
-        self.belief.p[Z][Z] + square(UNSEEN_BIAS_C * self.felt[Z])
+        self.belief.p[Z][Z] + self.unseen() * square(self.felt[Z])
+    }
+
+    /// Variance of the offset that is not looked for, of 1C.
+    fn unseen(&self) -> f32 {
+        square(OFFSET_C) - square(self.sought)
     }
 
     /// Estimated offset of the current sensor [mA], measured minus true, and its standard deviation.
@@ -319,13 +342,16 @@ impl SocFilter {
                 let moved = self.predict(params, &point, dt, 0.5 * (self.current_ma + reading.ma));
                 match mode {
                     Mode::Acquiring(mut known) => {
-                        let drift = 2.0 * (THROUGHPUT * moved.abs() + BIAS_C * dt / 3_600.0);
+                        let drift = 2.0 * (THROUGHPUT * moved.abs() + OFFSET_C * dt / 3_600.0);
                         known.lo -= moved + drift;
                         known.hi -= moved - drift;
                         known.age += dt;
-                        self.cut(params, &point, reading, known);
+                        let share = math::one_minus_exp(dt / CUT_S);
+                        self.cut(params, &point, reading, known, share);
                     }
-                    Mode::Tracking { strain } => self.correct(params, &point, dt, reading, strain),
+                    Mode::Tracking { strain, against } => {
+                        self.correct(params, &point, dt, reading, strain, against)
+                    }
                     Mode::New(_) => {}
                 }
             }
@@ -345,7 +371,7 @@ impl SocFilter {
                 } else {
                     0.002
                 };
-                let half = 0.5 / SHARE * sigma.clamp(least, NOTHING_KNOWN);
+                let half = STORED * sigma.clamp(least, NOTHING_KNOWN);
                 let soc = soc.clamp(0.0, 1.0);
                 Interval::new((soc - half).max(0.0), (soc + half).min(1.0))
             }
@@ -366,6 +392,7 @@ impl SocFilter {
             share3 * point.r3 * reading.ma,
         ];
         let past = |r: f32| square(r * past);
+        self.sought = sought(params, reading.temp_c);
         self.belief = Gaussian::new(
             [
                 known.mid(),
@@ -381,18 +408,25 @@ impl SocFilter {
                 past(point.r1),
                 past(point.r2),
                 past(point.r3),
-                square(BIAS_C * one_c),
+                square(self.sought * one_c),
                 1.0,
                 square(point.doubt),
             ],
         );
         self.felt = [0.0; N];
         (self.h, self.sign) = (0.0, 0.0);
-        self.cut(params, &point, reading, known);
+        self.cut(params, &point, reading, known, 1.0);
     }
 
-    /// Cuts the interval `known` to what this voltage allows, and begins to track when it is small.
-    fn cut(&mut self, params: &CellParams, point: &Point, reading: Reading, known: Interval) {
+    /// Cuts from the interval `known` a share of what this voltage excludes, and begins to track when it is small.
+    fn cut(
+        &mut self,
+        params: &CellParams,
+        point: &Point,
+        reading: Reading,
+        known: Interval,
+        share: f32,
+    ) {
         let Gaussian { x, p } = &self.belief;
         let Reading { ma, mv, temp_c } = reading;
         let instant = point.instant_mv(ma - x[B]);
@@ -409,8 +443,8 @@ impl SocFilter {
             (said_hi + 2.0 * CURVE).min(1.0),
         );
         let mut interval = Interval {
-            lo: known.lo.max(said_lo),
-            hi: known.hi.min(said_hi),
+            lo: known.lo + share * (said_lo - known.lo).max(0.0),
+            hi: known.hi - share * (known.hi - said_hi).max(0.0),
             ..known
         };
         // When little is left of both, they do not make one sharp value but contradict each other: believe the voltage.
@@ -450,7 +484,10 @@ impl SocFilter {
             self.belief.x[Z] = z;
             self.felt = [0.0; N];
             self.carry = 0.0;
-            self.mode = Mode::Tracking { strain: 1.0 };
+            self.mode = Mode::Tracking {
+                strain: 1.0,
+                against: 0.0,
+            };
         }
     }
 
@@ -490,7 +527,7 @@ impl SocFilter {
         x[E] -= fade_e * x[E];
         let [g1, g2, g3] = fades;
         let d = [1.0, 1.0 - g1, 1.0 - g2, 1.0 - g3, 1.0, 1.0 - fade_e, 1.0];
-        let bias = square(BIAS_C * params.capacity_mah());
+        let bias = square(self.sought * params.capacity_mah());
         // Noise that keeps a fading state's variance at its stationary value s: (1 - d²) s.
         let pair = |g: f32, r: f32| g * (2.0 - g) * square(point.doubt * r * i);
         let q = [
@@ -535,7 +572,9 @@ impl SocFilter {
         let ocv = reading.mv + instant + x[V1] + x[V2] + x[V3] - self.hysteresis(point);
         let unknown = square(point.sigma_mv)
             + square(HYSTERESIS_START * point.hysteresis_mv)
-            + square(point.doubt * (instant.abs() + x[V1].abs() + x[V2].abs() + x[V3].abs()))
+            + square(
+                point.doubt.max(DOUBT) * (instant.abs() + x[V1].abs() + x[V2].abs() + x[V3].abs()),
+            )
             + square(READING_MV);
         let reach = REACH * math::sqrt(unknown);
         let (lo, hi) = params.soc_interval(ocv - reach, ocv + reach, reading.temp_c);
@@ -566,6 +605,7 @@ impl SocFilter {
         dt: f32,
         reading: Reading,
         strain: f32,
+        against: f32,
     ) {
         let Gaussian { x, p } = &self.belief;
         let z = x[Z];
@@ -598,7 +638,10 @@ impl SocFilter {
         let noise = square(READING_MV);
         let plain = innovation * innovation / (variance + noise + resistance);
         let strain = strain + math::one_minus_exp(dt / LOST_S) * (plain.min(50.0) - strain);
-        if strain > LOST && self.contradicted(params, point, reading) {
+        let no = strain > LOST && self.contradicted(params, point, reading);
+        let against =
+            against + math::one_minus_exp(dt / AGAINST_S) * (if no { 1.0 } else { 0.0 } - against);
+        if no && against > AGAINST {
             // Certain of something wrong: begin anew, near the old value if the voltage agrees.
             let reach = (6.0 * math::sqrt(p[Z][Z])).max(NARROW);
             let doubt = |r: f32, own: f32| {
@@ -616,9 +659,10 @@ impl SocFilter {
             let [open1, open2, open3] = self.open;
             let mean = [z, open1, open2, open3, x[B], 0.0, x[R]];
             self.belief = Gaussian::new(mean, variance);
-            return self.cut(params, point, reading, Interval::new(z - reach, z + reach));
+            let near = Interval::new(z - reach, z + reach);
+            return self.cut(params, point, reading, near, 1.0);
         }
-        self.mode = Mode::Tracking { strain };
+        self.mode = Mode::Tracking { strain, against };
         let mut r = noise + resistance * (CORRELATION_S / dt).max(1.0);
         let s = variance + r;
         let ratio = innovation * innovation / s;
@@ -640,6 +684,22 @@ impl SocFilter {
             self.carry = 0.0;
         }
     }
+}
+
+/// How much of an offset of the current this cell's voltage can tell (1 sigma, of 1C): where its curve is flattest within the model's errors.
+fn sought(params: &CellParams, temp_c: f32) -> f32 {
+    let mut share = 1.0f32;
+    for z in [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8] {
+        let point = params.point(z, temp_c);
+        let load = TELLING_C * params.capacity_mah();
+        let over = point.instant_mv(load) + load * (point.r1 + point.r2 + point.r3);
+        let error = square(point.sigma_mv)
+            + square(HYSTERESIS * point.hysteresis_mv)
+            + square(point.doubt * over);
+        let worth = square(TELLING_SOC * params.ocv_slope_mv(z, temp_c, 0.1).max(0.0));
+        share = share.min(worth / (worth + error).max(1e-6));
+    }
+    math::sqrt(square(SOUGHT_C) + share * (square(OFFSET_C) - square(SOUGHT_C)))
 }
 
 fn square(x: f32) -> f32 {
@@ -767,6 +827,39 @@ mod tests {
                 .count();
             assert!(inside * 100 >= log.len() * 90, "{inside} of {}", log.len());
         }
+    }
+
+    #[test]
+    fn a_pull_that_the_model_gets_wrong_for_minutes_does_not_move_it_along_the_plateau() {
+        let p = LFP_2500MAH;
+        let mut cell = CellModel::new(0.7);
+        let mut f = SocFilter::new(SocInit::Stored {
+            soc: 0.7,
+            sigma: 0.01,
+        });
+        for second in 0..900u64 {
+            let pull = (300..540).contains(&second);
+            let i = if pull { 2.0 } else { 0.3 } * p.capacity_mah();
+            let v = cell.step(&p, Duration::from_secs(1), i, 25.0);
+            let v = v - if pull { 120.0 } else { 0.0 };
+            f.update(
+                &p,
+                Instant::from_millis(second * 1_000),
+                Milliamps(i as i32),
+                Millivolts(v as u16),
+                DeciCelsius(250),
+            );
+            let error = (f.soc() - cell.soc as f32).abs();
+            assert!(error < 0.05, "{second} s: {error} sigma {}", f.sigma());
+        }
+    }
+
+    #[test]
+    fn an_offset_is_looked_for_where_the_voltage_can_tell_it() {
+        let nmc = sought(&NMC_5000MAH, 25.0);
+        let lfp = sought(&LFP_2500MAH, 25.0);
+        assert!(nmc > 1.5 * lfp, "{nmc} {lfp}");
+        assert!(lfp >= SOUGHT_C && nmc <= OFFSET_C, "{nmc} {lfp}");
     }
 
     #[test]

@@ -49,10 +49,10 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Of no bus.
+    /// Of no bus; all zeros.
     pub(crate) const NONE: Self = Self {
-        kind: BusKind::Rs485At1M,
-        seats: 1,
+        kind: BusKind::Can500k,
+        seats: 0,
         cycle: Duration::ZERO,
         guard: Duration::ZERO,
         ranges_phase: Duration::ZERO,

@@ -20,7 +20,7 @@ use crate::join::{Description, PROTOCOL_VERSION};
 use crate::message::{BusKind, Capabilities, E2eFault, LeaveReason, MasterEvent};
 use crate::schedule::part;
 use crate::wire::class;
-use heapless::Deque;
+use heapless::{Deque, Vec};
 use helio_units::{Duration, Instant, NodeId, Uid};
 
 /// Assignments sent before a device counts as gone.
@@ -163,7 +163,8 @@ pub enum Heard {
 /// The table, with room for so many seats.
 #[cfg_attr(feature = "model", derive(Clone))]
 pub struct Seats<const SEATS: usize> {
-    seats: [Seat; SEATS],
+    /// All of them, from [`Self::start`] on.
+    seats: Vec<Seat, SEATS>,
     duties: Duties,
     /// When [`Self::scan`] has something to do, at the earliest.
     scan_at: Instant,
@@ -194,9 +195,10 @@ const EMPTY: Seat = Seat {
 };
 
 impl<const SEATS: usize> Seats<SEATS> {
-    pub const fn new() -> Self {
+    /// To be started by [`Self::start`]; all zeros.
+    pub const fn vacant() -> Self {
         Self {
-            seats: [EMPTY; SEATS],
+            seats: Vec::new(),
             duties: Duties {
                 assign: 0,
                 prompt: 0,
@@ -205,10 +207,18 @@ impl<const SEATS: usize> Seats<SEATS> {
                 refuse: Deque::new(),
                 quarantine: 0,
             },
-            scan_at: Instant::MAX,
+            scan_at: Instant::ZERO,
             cycle: 0,
             ranging: false,
         }
+    }
+
+    /// All seats are free.
+    pub fn start(&mut self) {
+        while !self.seats.is_full() {
+            let _ = self.seats.push(EMPTY);
+        }
+        self.scan_at = Instant::MAX;
     }
 
     /// The member on a seat.

@@ -14,6 +14,7 @@
 //!   an answer to an earlier one is dropped
 //! ```
 
+use heapless::Vec;
 use helio_units::{Duration, Instant, NodeId};
 
 use crate::heliograph::{Fault, Tunnelled};
@@ -21,7 +22,7 @@ use crate::{Header, Reply, Request, split};
 
 /// Up to `N` slaves asked at once, each by one client.
 pub struct SlaveTunnel<const N: usize> {
-    waiting: [Option<Waiting>; N],
+    waiting: Vec<Waiting, N>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,9 @@ impl<const N: usize> Default for SlaveTunnel<N> {
 impl<const N: usize> SlaveTunnel<N> {
     /// Nobody is asked.
     pub const fn new() -> Self {
-        Self { waiting: [None; N] }
+        Self {
+            waiting: Vec::new(),
+        }
     }
 
     /// A client asks. The caller sends the datagram over the bus and answers later, or answers
@@ -82,17 +85,17 @@ impl<const N: usize> SlaveTunnel<N> {
             return Err(Fault::Malformed);
         }
         let node = tunnelled.node;
-        if self.waiting.iter().flatten().any(|w| w.node == node) {
+        if self.waiting.iter().any(|w| w.node == node) {
             return Err(Fault::Busy);
         }
-        let free = self.waiting.iter_mut().find(|w| w.is_none());
-        *free.ok_or(Fault::Busy)? = Some(Waiting {
+        let waiting = Waiting {
             ticket,
             node,
             outer: request.header,
             inner: asked.reply(),
             deadline: now + Duration::from_millis(tunnelled.timeout_ms.into()),
-        });
+        };
+        self.waiting.push(waiting).map_err(|_| Fault::Busy)?;
         Ok(Forward {
             node,
             datagram: tunnelled.datagram,
@@ -129,12 +132,12 @@ impl<const N: usize> SlaveTunnel<N> {
 
     /// Whether an answer under this ticket is still to come.
     pub fn is_waiting(&self, ticket: u32) -> bool {
-        self.waiting.iter().flatten().any(|w| w.ticket == ticket)
+        self.waiting.iter().any(|w| w.ticket == ticket)
     }
 
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.waiting.iter().flatten().map(|w| w.deadline).min()
+        self.waiting.iter().map(|w| w.deadline).min()
     }
 
     /// The datagram for this slave could not be sent: nobody waits for it any more.
@@ -143,10 +146,8 @@ impl<const N: usize> SlaveTunnel<N> {
     }
 
     fn take(&mut self, which: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
-        self.waiting
-            .iter_mut()
-            .find(|w| w.as_ref().is_some_and(&which))?
-            .take()
+        let place = self.waiting.iter().position(which)?;
+        Some(self.waiting.swap_remove(place))
     }
 }
 

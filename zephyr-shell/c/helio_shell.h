@@ -69,8 +69,25 @@ int helio_northbound_start(void);
 int helio_northbound_read(uint8_t *to, size_t size);
 int helio_northbound_write(const uint8_t *bytes, size_t count);
 
+/* udp.c */
+int helio_udp_start(void);
+int helio_udp_receive(const uint8_t **from, uint32_t *client);
+void helio_udp_done(void);
+int helio_udp_send(uint32_t client, const uint8_t *bytes, size_t count);
+
 /* management.c */
 int helio_management_request(const uint8_t *datagram, size_t count);
-int helio_management_answer(uint8_t *to, size_t size);
+int helio_management_answer(const uint8_t **from);
+void helio_management_done(void);
+
+/* store.c */
+#define HELIO_NAME_SIZE 24
+
+int helio_store_start(void);
+int helio_store_record(const uint8_t **from);
+int helio_store_name(uint8_t *to, size_t size);
+int helio_store_open(uint8_t **to);
+int helio_store_close(size_t count);
+uint32_t helio_store_failed(void);
 
 #endif

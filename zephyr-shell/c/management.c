@@ -37,9 +37,13 @@ static void keep(struct net_buf *nb)
 	}
 }
 
+/* From the request to its answer. The thread may have something to tidy up after that. */
+static atomic_t at_work;
+
 static int output(struct net_buf *nb)
 {
 	keep(nb);
+	atomic_set(&at_work, 0);
 	helio_wake();
 	return 0;
 }
@@ -64,7 +68,8 @@ int helio_management_request(const uint8_t *datagram, size_t count)
 {
 	struct net_buf *nb;
 
-	if (k_work_busy_get(&transport.work) != 0) {
+	/* What has no answer leaves the mark, but ends all the same. */
+	if (atomic_get(&at_work) != 0 && k_work_busy_get(&transport.work) != 0) {
 		return -EBUSY;
 	}
 	keep(NULL);
@@ -78,27 +83,31 @@ int helio_management_request(const uint8_t *datagram, size_t count)
 	}
 	net_buf_add_mem(nb, datagram, count);
 	memset(net_buf_user_data(nb), 0, nb->user_data_size);
+	atomic_set(&at_work, 1);
 	smp_rx_req(&transport, nb);
 	return 0;
 }
 
-/* Octets of an answer, 0 when there is none; -EMSGSIZE and gone when it does not fit. */
-int helio_management_answer(uint8_t *to, size_t size)
-{
-	struct net_buf *nb = atomic_ptr_set(&answer, NULL);
-	int rc = 0;
+/* Lent to the main loop until helio_management_done. */
+static struct net_buf *lent;
 
-	if (nb == NULL) {
+/* Octets of an answer, 0 when there is none. */
+int helio_management_answer(const uint8_t **from)
+{
+	lent = atomic_ptr_set(&answer, NULL);
+	if (lent == NULL) {
 		return 0;
 	}
-	if (nb->len <= size) {
-		memcpy(to, nb->data, nb->len);
-		rc = nb->len;
-	} else {
-		rc = -EMSGSIZE;
+	*from = lent->data;
+	return lent->len;
+}
+
+void helio_management_done(void)
+{
+	if (lent != NULL) {
+		smp_packet_free(lent);
+		lent = NULL;
 	}
-	smp_packet_free(nb);
-	return rc;
 }
 
 #else
@@ -108,9 +117,13 @@ int helio_management_request(const uint8_t *datagram, size_t count)
 	return -ENODEV;
 }
 
-int helio_management_answer(uint8_t *to, size_t size)
+int helio_management_answer(const uint8_t **from)
 {
 	return 0;
+}
+
+void helio_management_done(void)
+{
 }
 
 #endif

@@ -77,6 +77,8 @@ impl Bus {
     }
 
     /// What the core has to say goes to the bus.
+    // What is to be sent shall not lie under everything else on the stack.
+    #[inline(never)]
     pub fn transmit(&mut self, parts: &mut Peripherals, core: &mut impl Station) {
         while let Some(out) = core.poll_serial(crate::now()) {
             // The line is busy only when the core is late, and then the slot is lost anyhow.
@@ -121,6 +123,8 @@ impl Bus {
     }
 
     /// What the core has to say goes to the mailboxes that are free.
+    // What is to be sent shall not lie under everything else on the stack.
+    #[inline(never)]
     pub fn transmit(&mut self, parts: &mut Peripherals, core: &mut impl Station) {
         for mailbox in parts.can.free() {
             if let Some(out) = core.poll_can(crate::now(), mailbox) {

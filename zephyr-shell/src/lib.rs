@@ -24,6 +24,8 @@ mod node;
 mod northbound;
 mod raw;
 mod rs485;
+mod store;
+mod udp;
 
 pub use adc::Adc;
 pub use bus::{Bus, WATCHDOG, schedule};
@@ -35,6 +37,8 @@ pub use management::Management;
 pub use node::{Balance, Gate, Luminaires, Watchdog, simulated_over_voltage, uid};
 pub use northbound::Northbound;
 pub use rs485::{Heard, Rs485};
+pub use store::{NAME_BYTES, Store};
+pub use udp::{Client as UdpClient, Udp};
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -58,8 +62,12 @@ pub struct Peripherals {
     pub adc: Adc,
     /// The UART of clients; with `CONFIG_HELIO_NORTHBOUND` only.
     pub northbound: Northbound,
+    /// The socket of clients; with `CONFIG_HELIO_NORTHBOUND_UDP` only.
+    pub udp: Udp,
     /// Images, settings and reset of this device; with `CONFIG_HELIO_MANAGEMENT` only.
     pub management: Management,
+    /// What outlives a reset; with `CONFIG_HELIO_STORE` only.
+    pub store: Store,
 }
 
 impl Peripherals {
@@ -81,7 +89,9 @@ impl Peripherals {
             i2c: Some(I2c::new()),
             adc: Adc::new(),
             northbound: Northbound::new(),
+            udp: Udp::new(),
             management: Management::new(),
+            store: Store::new(),
         }))
     }
 }

@@ -20,12 +20,19 @@ impl Management {
         Errno::check(rc).map(|_| ())
     }
 
-    /// The answer, if there is one: it stands in front in `to`. The main loop is woken for it.
-    pub fn answer<'a>(&mut self, to: &'a mut [u8]) -> Option<&'a [u8]> {
-        // SAFETY: C writes at most `to.len()` bytes to `to` before it returns and keeps no
-        // pointer. The answer passes from the working thread to this one by an atomic exchange,
-        // so nobody else has its buffer.
-        let count = unsafe { raw::helio_management_answer(to.as_mut_ptr(), to.len()) };
-        to.get(..usize::try_from(count).ok()?).filter(|a| !a.is_empty())
+    /// Lends the answer, if there is one. The main loop is woken for it.
+    pub fn answer(&mut self, take: impl FnOnce(&[u8])) {
+        let mut from = core::ptr::null();
+        // SAFETY: C writes a pointer to a buffer and returns how much of it is filled. The answer
+        // passes from the working thread to this one by an atomic exchange, so nobody else has its
+        // buffer until it is given back.
+        let count = unsafe { raw::helio_management_answer(&mut from) };
+        if let Some(count) = usize::try_from(count).ok().filter(|n| *n > 0) {
+            // SAFETY: as many bytes as C has filled, which it neither writes nor frees before it
+            // is done; `take` keeps none of them.
+            take(unsafe { core::slice::from_raw_parts(from, count) });
+            // SAFETY: no arguments; frees what was lent above.
+            unsafe { raw::helio_management_done() };
+        }
     }
 }

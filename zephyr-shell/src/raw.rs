@@ -39,8 +39,21 @@ unsafe extern "C" {
     pub fn helio_northbound_read(to: *mut u8, size: usize) -> i32;
     pub fn helio_northbound_write(bytes: *const u8, count: usize) -> i32;
 
+    pub fn helio_udp_start() -> i32;
+    pub fn helio_udp_receive(from: *mut *const u8, client: *mut u32) -> i32;
+    pub fn helio_udp_done();
+    pub fn helio_udp_send(client: u32, bytes: *const u8, count: usize) -> i32;
+
     pub fn helio_management_request(datagram: *const u8, count: usize) -> i32;
-    pub fn helio_management_answer(to: *mut u8, size: usize) -> i32;
+    pub fn helio_management_answer(from: *mut *const u8) -> i32;
+    pub fn helio_management_done();
+
+    pub fn helio_store_start() -> i32;
+    pub fn helio_store_record(from: *mut *const u8) -> i32;
+    pub fn helio_store_name(to: *mut u8, size: usize) -> i32;
+    pub fn helio_store_open(to: *mut *mut u8) -> i32;
+    pub fn helio_store_close(count: usize) -> i32;
+    pub fn helio_store_failed() -> u32;
 
     pub fn helio_can_start(bitrate: u32, fd: u32, standard_id: u32, standard_mask: u32) -> i32;
     pub fn helio_can_send(mailbox: u32, id: u32, flags: u32, data: *const u8, count: usize) -> i32;

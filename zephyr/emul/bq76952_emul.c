@@ -153,7 +153,7 @@ static int init(const struct emul *chip, const struct device *parent)
 		bq76952_emul_put(chip, CELL_1 + 2 * n, 3600 + 10 * n);
 	}
 	for (int n = 0; n < 3; n++) {
-		bq76952_emul_put(chip, TS1 + 2 * n, 2982 + n);
+		bq76952_emul_put(chip, TS1 + 2 * n, 2982 + 10 * n);
 	}
 	bq76952_emul_put(chip, CC2_CURRENT, 0);
 	return 0;

@@ -212,6 +212,8 @@ pub enum ContactorEvent {
 }
 
 /// Where it stands, for clients.
+// A tag of its own, so that `None` is zero: see `Master::vacant`.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ContactorState {
     /// Nobody told the master of any.

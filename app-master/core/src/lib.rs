@@ -40,7 +40,7 @@ use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
 use helio_smp::tunnel::{Due, SlaveTunnel};
 use helio_smp::{MAX_DATAGRAM, Op, Rc, Reply, Request};
-use helio_units::{Duration, Instant, Millimetres, NodeId, TagId, Uid};
+use helio_units::{DeciCelsius, Duration, Instant, Millimetres, Millivolts, NodeId, TagId, Uid};
 
 use contactor::{ContactorConfig, ContactorState, Contactors, Drive, Terminals};
 use locate::{Beforehand, Locator};
@@ -59,8 +59,8 @@ pub struct MasterConfig {
     pub schedule: Schedule,
     /// How seats form strings.
     pub topology: Topology,
-    /// The kind of cell in this pack.
-    pub cell: CellParams,
+    /// The kind of cell in this pack, as new.
+    pub cell: &'static CellParams,
     /// When and what to balance.
     pub balance: BalanceConfig,
     /// Height at which tags move, for anchors that cannot tell it (a flat ceiling); `None`: 3D.
@@ -100,15 +100,24 @@ impl PackControl {
 
 /// The master of one bus with up to `SEATS` slaves, remembering `LOG` records.
 pub struct Master<const SEATS: usize, const LOG: usize> {
-    config: MasterConfig,
+    name: heapless::String<24>,
+    /// `None` before [`Self::start`].
+    new_cell: Option<&'static CellParams>,
     /// The cells as they are now, by the mean of what is known of their health.
     cell: CellParams,
+    balance: BalanceConfig,
+    charge_balance: ChargeBalance,
+    power: PowerLimits,
+    tag_height_mm: Option<i32>,
+    range_sigma_mm: u32,
+    slave_period: Duration,
+    pack_period: Duration,
     link: MasterLink<SEATS>,
-    /// All of them, from the first input on.
+    /// All of them, from the start on.
     seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
-    control: PackControl,
-    contactors: Option<Contactors>,
+    /// At most one: an `Option` may say `None` by something else than zeros; see [`Self::vacant`].
+    contactors: heapless::Vec<Contactors, 1>,
     sleep: Sleep,
     /// The pack as it was when it fell asleep.
     rested: PackFigures,
@@ -171,6 +180,19 @@ pub struct Counters {
     pub no_fixes: u32,
 }
 
+impl Counters {
+    const NONE: Self = Self {
+        accepted: [0; CLASSES.len()],
+        rejected: 0,
+        lost: 0,
+        trips: 0,
+        joins: 0,
+        leaves: 0,
+        fixes: 0,
+        no_fixes: 0,
+    };
+}
+
 /// Slaves that clients may ask at the same time.
 const TUNNELS: usize = 8;
 
@@ -185,46 +207,109 @@ const TICK: Duration = Duration::from_millis(50);
 
 impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Starts with nobody on the bus, all strings open and the pack wanted on.
-    ///
-    /// Seats are set up by the first input: they are most of a master's memory, and would be built on
-    /// the stack first, and copied, if this did it.
-    // Inlined, the compiler builds the whole in one place and copies it to another.
-    #[inline(never)]
-    pub fn new(config: MasterConfig) -> Self {
+    pub fn new(config: &MasterConfig) -> Self {
+        let mut master = Self::vacant();
+        master.start(config);
+        master
+    }
+
+    /// To be started by [`Self::start`]. All zeros, so that as a static it takes memory, but neither flash nor,
+    /// for a moment, as much stack.
+    pub const fn vacant() -> Self {
         Self {
-            link: MasterLink::new(config.schedule),
+            name: heapless::String::new(),
+            new_cell: None,
+            cell: CellParams::BLANK,
+            balance: BalanceConfig {
+                threshold: Millivolts(0),
+                floor: Millivolts(0),
+                max_cells: 0,
+                neighbours: false,
+            },
+            charge_balance: ChargeBalance {
+                start: 0.0,
+                stop: 0.0,
+                sigmas: 0.0,
+                resistor_ohm: 0,
+                budget_mw: 0,
+                cool: DeciCelsius(0),
+                hot: DeciCelsius(0),
+            },
+            power: PowerLimits {
+                min_mv: 0.0,
+                max_mv: 0.0,
+                discharge_ma: 0.0,
+                charge_ma: 0.0,
+                min_soc: 0.0,
+                max_soc: 0.0,
+            },
+            tag_height_mm: None,
+            range_sigma_mm: 0,
+            slave_period: Duration::ZERO,
+            pack_period: Duration::ZERO,
+            link: MasterLink::vacant(),
             seats: heapless::Vec::new(),
-            strings: Strings::new(config.topology),
-            control: PackControl::new(&config.cell),
-            contactors: None,
-            sleep: Sleep::new(SleepConfig::default()),
-            rested: PackFigures::default(),
+            strings: Strings::NONE,
+            contactors: heapless::Vec::new(),
+            sleep: Sleep::new(SleepConfig {
+                after: None,
+                check_every: Duration::ZERO,
+                check_for: Duration::ZERO,
+            }),
+            rested: PackFigures::NONE,
             returning: None,
-            log: Log::default(),
-            map: AnchorMap::default(),
-            epoch: Epoch::default(),
-            locator: Locator::default(),
+            log: Log::new(),
+            map: AnchorMap::new(),
+            epoch: Epoch::new(),
+            locator: Locator::new(),
             epoch_ends: None,
-            gate_wanted: true,
-            balance_wanted: true,
+            gate_wanted: false,
+            balance_wanted: false,
             isolate_wanted: [false; SEATS],
-            next_pack: Instant::ZERO + config.pack_period,
-            next_slave: Instant::ZERO + config.slave_period,
-            next_tick: Instant::ZERO + TICK,
+            next_pack: Instant::ZERO,
+            next_slave: Instant::ZERO,
+            next_tick: Instant::ZERO,
             slave_cursor: 0,
             order_cursor: 0,
             load_ppm: 0,
             latency_max_us: 0,
-            counters: Counters::default(),
+            counters: Counters::NONE,
             tunnel: SlaveTunnel::new(),
             left: heapless::Deque::new(),
-            cell: config.cell,
-            config,
         }
     }
 
-    /// One by one in their place, see [`Self::new`].
-    fn set_up_seats(&mut self) {
+    /// Makes of a [`Self::vacant`] master, in place, what [`Self::new`] gives.
+    pub fn start(&mut self, config: &MasterConfig) {
+        let MasterConfig {
+            name,
+            schedule,
+            topology,
+            cell,
+            balance,
+            tag_height_mm,
+            range_sigma_mm,
+            slave_period,
+            pack_period,
+        } = config;
+        self.name.clone_from(name);
+        self.new_cell = Some(cell);
+        self.cell.clone_from(cell);
+        self.balance = *balance;
+        self.tag_height_mm = *tag_height_mm;
+        self.range_sigma_mm = *range_sigma_mm;
+        self.slave_period = *slave_period;
+        self.pack_period = *pack_period;
+        self.link.start(*schedule);
+        self.strings = Strings::new(*topology);
+        self.control_pack(PackControl::new(cell));
+        self.log.start();
+        self.gate_wanted = true;
+        self.balance_wanted = true;
+        self.next_pack = Instant::ZERO + *pack_period;
+        self.next_slave = Instant::ZERO + *slave_period;
+        self.next_tick = Instant::ZERO + TICK;
+        // One by one in their place: all of them at once would be on the stack first.
         while !self.seats.is_full() {
             let _ = self.seats.push(Seat::default());
         }
@@ -264,7 +349,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Early and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.sleep.is_asleep() {
-            if let Some(contactors) = &mut self.contactors {
+            if let Some(contactors) = self.contactors.first_mut() {
                 contactors.handle_timeout(now);
             }
             self.note_contactors(now);
@@ -278,7 +363,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         if self.epoch_ends.is_some_and(|at| now >= at) {
             self.close_epoch(now);
         }
-        if let Some(contactors) = &mut self.contactors {
+        if let Some(contactors) = self.contactors.first_mut() {
             contactors.handle_timeout(now);
         }
         if now >= self.next_tick {
@@ -290,18 +375,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             self.note_contactors(now);
         }
         if now >= self.next_pack {
-            self.next_pack = now + self.config.pack_period;
-            let Self {
-                strings,
-                seats,
-                config,
-                control,
-                balance_wanted,
-                ..
-            } = self;
-            strings.balance(seats, *balance_wanted, &config.balance, &control.balance);
-            let figures = self.figures_at(now);
-            self.log.push(now, Record::Pack(figures));
+            self.record_pack(now);
         }
         if now >= self.next_slave {
             self.record_next_slave(now);
@@ -310,7 +384,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let contactors = self.contactors.as_ref().and_then(Contactors::poll_timeout);
+        let contactors = self.contactors.first().and_then(Contactors::poll_timeout);
         if self.sleep.is_asleep() {
             let look = self.sleep.poll_timeout();
             return [look, contactors].into_iter().flatten().min();
@@ -367,8 +441,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// Says what the pack has besides its slaves; call it once, at the start.
     pub fn control_pack(&mut self, control: PackControl) {
-        self.control = control;
-        self.contactors = control.contactors.map(Contactors::new);
+        self.power = control.power;
+        self.charge_balance = control.balance;
+        self.contactors.clear();
+        self.contactors
+            .extend(control.contactors.map(Contactors::new));
         self.sleep = Sleep::new(control.sleep);
     }
 
@@ -376,7 +453,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     pub fn handle_terminals(&mut self, now: Instant, terminals: &Terminals) {
         let sum = || self.strings.voltage_mv(&self.seats);
         let pack_mv = terminals.pack_mv.or_else(sum);
-        if let Some(contactors) = &mut self.contactors {
+        if let Some(contactors) = self.contactors.first_mut() {
             contactors.handle_terminals(
                 now,
                 &Terminals {
@@ -390,12 +467,12 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// Which coils to feed, when that has changed. Call after every `handle_*`.
     pub fn poll_drive(&mut self) -> Option<Drive> {
-        self.contactors.as_mut()?.poll_drive()
+        self.contactors.first_mut()?.poll_drive()
     }
 
     /// Whether the load may draw.
     pub fn load_allowed(&self) -> bool {
-        match &self.contactors {
+        match self.contactors.first() {
             Some(contactors) => contactors.load_allowed(),
             None => self.strings.conducting(&self.seats) > 0,
         }
@@ -403,7 +480,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// The main contactors, if there are any.
     pub fn contactors(&self) -> Option<&Contactors> {
-        self.contactors.as_ref()
+        self.contactors.first()
     }
 
     /// Whether the pack shall conduct. Protection and isolation still have the last word.
@@ -442,7 +519,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     pub fn clear(&mut self, now: Instant, to: Option<NodeId>) -> Result<(), Busy> {
         let order = Order::ClearLatch;
         self.link.command(Command { to, order })?;
-        if let Some(contactors) = &mut self.contactors
+        if let Some(contactors) = self.contactors.first_mut()
             && to.is_none()
         {
             contactors.clear(now);
@@ -493,7 +570,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             latency_max_us: self.latency_max_us,
             ..self.strings.figures(&self.seats)
         };
-        if let Some(contactors) = &self.contactors {
+        if let Some(contactors) = self.contactors.first() {
             figures.contactors = contactors.state();
             if !contactors.load_allowed() {
                 figures.power = power::PackPower::default();
@@ -505,7 +582,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// The pack in one line.
     pub fn figures_at(&self, now: Instant) -> PackFigures {
         PackFigures {
-            link_mv: self.contactors.as_ref().and_then(|c| c.link_mv(now)),
+            link_mv: self.contactors.first().and_then(|c| c.link_mv(now)),
             ..self.figures()
         }
     }
@@ -516,7 +593,6 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     fn drain(&mut self, now: Instant) {
-        self.set_up_seats();
         while let Some(event) = self.link.poll_event() {
             match event {
                 MasterEvent::Message(message) => self.handle_message(now, &message),
@@ -705,10 +781,10 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         now: Instant,
         node: NodeId,
         first: u8,
-        cells: &[Option<helio_units::Millivolts>],
+        cells: &[Option<Millivolts>],
     ) {
         let params = Params {
-            new: &self.config.cell,
+            new: self.new_cell.unwrap_or(&self.cell),
             now: &self.cell,
         };
         let seat = self.seats.get_mut(node.index());
@@ -718,9 +794,12 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// The cells of a pack age together: what is followed from now on is a cell of their mean health.
+    // Not a part of what lies under it on the stack.
+    #[inline(never)]
     fn learn_health(&mut self) {
-        if let Some(mean) = Modes::mean(self.seats.iter().filter_map(Seat::modes)) {
-            mean.age(&self.config.cell, &mut self.cell);
+        let mean = Modes::mean(self.seats.iter().filter_map(Seat::modes));
+        if let Some((mean, new)) = mean.zip(self.new_cell) {
+            mean.age(new, &mut self.cell);
         }
     }
 
@@ -737,11 +816,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
         self.epoch.add(&self.map, node, tag, first, ranges);
         self.epoch_ends
-            .get_or_insert(now + self.config.schedule.cycle);
+            .get_or_insert(now + self.link.schedule().cycle);
         let expected: usize = self
             .seats
             .iter()
-            .map(|s| s.range_pieces(self.config.schedule.kind))
+            .map(|s| s.range_pieces(self.link.schedule().kind))
             .sum();
         if self.epoch.pieces() >= expected {
             self.close_epoch(now);
@@ -750,16 +829,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     fn close_epoch(&mut self, now: Instant) {
         self.epoch_ends = None;
-        let Some((tag, mut ranges)) = self.epoch.take() else {
+        let Some((tag, ranges)) = self.epoch.take() else {
             return;
         };
         let before = Beforehand {
-            height_mm: self.config.tag_height_mm,
-            sigma_mm: self.config.range_sigma_mm,
+            height_mm: self.tag_height_mm,
+            sigma_mm: self.range_sigma_mm,
         };
         let found = self
             .locator
-            .handle_epoch(now, &self.map, tag, &mut ranges, &before);
+            .handle_epoch(now, &self.map, tag, ranges, &before);
         match found {
             Some(fix) => {
                 self.counters.fixes = self.counters.fixes.wrapping_add(1);
@@ -781,7 +860,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             ..
         } = self;
         // The strings go first when the pack is switched on and last when it is switched off.
-        let wanted = match contactors {
+        let contactors = contactors.first_mut();
+        let wanted = match &contactors {
             Some(c) => (*gate_wanted || !c.is_open()) && c.allows_strings(),
             None => *gate_wanted,
         };
@@ -811,7 +891,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// Falls asleep, looks or wakes, when it is time.
     fn rest(&mut self, now: Instant) {
-        let contactors_open = self.contactors.as_ref().is_none_or(Contactors::is_open);
+        let contactors_open = self.contactors.first().is_none_or(Contactors::is_open);
         let mut seats = self.seats.iter().filter(|s| s.is_present());
         let seen = Seen {
             wanted: self.gate_wanted,
@@ -888,7 +968,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// Tells clients what the contactors did.
     fn note_contactors(&mut self, now: Instant) {
-        let Some(contactors) = &mut self.contactors else {
+        let Some(contactors) = self.contactors.first_mut() else {
             return;
         };
         while let Some(event) = contactors.poll_event() {
@@ -937,9 +1017,28 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
     }
 
+    // Records are large, and shall not lie under what else time brings on the stack.
+    #[inline(never)]
+    fn record_pack(&mut self, now: Instant) {
+        self.next_pack = now + self.pack_period;
+        let Self {
+            strings,
+            seats,
+            balance,
+            charge_balance,
+            balance_wanted,
+            ..
+        } = self;
+        strings.balance(seats, *balance_wanted, balance, charge_balance);
+        let figures = self.figures_at(now);
+        self.log.push(now, Record::Pack(figures));
+    }
+
+    // As the pack's.
+    #[inline(never)]
     fn record_next_slave(&mut self, now: Instant) {
         let members = self.seats.iter().filter(|s| s.is_present()).count().max(1) as u64;
-        self.next_slave = now + Duration::from_nanos(self.config.slave_period.as_nanos() / members);
+        self.next_slave = now + Duration::from_nanos(self.slave_period.as_nanos() / members);
         let start = self.slave_cursor;
         let next = (0..SEATS).map(|k| (start + 1 + k) % SEATS.max(1));
         let Some(place) = next
@@ -950,7 +1049,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         };
         self.slave_cursor = place;
         if let Some(seat) = self.seats.get_mut(place) {
-            seat.update_power(&self.cell, &self.control.power);
+            seat.update_power(&self.cell, &self.power);
         }
         let node = u8::try_from(place + 1).ok().and_then(NodeId::new);
         let (Some(node), Some(seat)) = (node, self.seats.get(place)) else {
@@ -980,6 +1079,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Answers one SMP datagram into `answer`, which should hold [`MAX_DATAGRAM`] octets; 0 when there
     /// is nothing to say, or nothing yet: what a slave has to answer comes from [`Self::poll_smp`]
     /// under the same `ticket`.
+    // Its answers are large, and nothing that happens on the bus lies under them on the stack.
+    #[inline(never)]
     pub fn handle_smp(
         &mut self,
         now: Instant,
@@ -987,7 +1088,6 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         datagram: &[u8],
         answer: &mut [u8],
     ) -> usize {
-        self.set_up_seats();
         let request = match helio_smp::accept(datagram, answer) {
             Ok(request) => request,
             Err(refusal) => return refusal,
@@ -1066,7 +1166,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// Whether nothing is lost when everything the master drives goes off.
     fn may_reset(&self) -> bool {
-        self.contactors.as_ref().is_none_or(|c| {
+        self.contactors.first().is_none_or(|c| {
             !matches!(
                 c.state(),
                 ContactorState::Precharging | ContactorState::Closed | ContactorState::Opening
@@ -1140,14 +1240,14 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     fn status(&self, now: Instant, off: u64, reply: Reply<'_>) -> usize {
         let figures = self.figures_at(now);
         let head = StatusHead {
-            name: &self.config.name,
+            name: &self.name,
             uptime_ms: now.as_millis(),
             seq_first: self.log.first(),
             seq_next: self.log.next(),
-            bus: self.config.schedule.kind.name(),
+            bus: self.link.schedule().kind.name(),
             pack: &figures,
         };
-        let expected = usize::from(self.config.topology.expected);
+        let expected = usize::from(self.strings.topology().expected);
         let seats = (1..=127).filter_map(NodeId::new).zip(&self.seats);
         let shown = seats.filter(|(n, s)| n.index() < expected || s.uid.is_some());
         let status = shown.map(|(node, s)| SeatStatus {
@@ -1187,7 +1287,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// Another map is in force: tracks of the old one are worth nothing.
     fn note_map(&mut self, now: Instant) {
-        self.locator = Locator::default();
+        self.locator.clear();
         self.log.push(
             now,
             Record::Event(Event {

@@ -19,7 +19,7 @@ use helio_positioning::{
 };
 use helio_units::{Instant, Millimetres, TagId};
 
-use crate::map::{AnchorMap, MAX_MAP};
+use crate::map::AnchorMap;
 use crate::telemetry::{TagFigures, TrackFigures};
 
 /// Most ranges of one fix; of more the shortest are taken, which are the least disturbed.
@@ -39,9 +39,9 @@ pub struct Beforehand {
 }
 
 /// The tracks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Locator {
-    tracks: [Option<Followed>; TRACKS],
+    tracks: Vec<Followed, TRACKS>,
 }
 
 #[derive(Debug)]
@@ -50,14 +50,6 @@ struct Followed {
     heard: Instant,
     /// Ranges carry no bias of their own here: the map's has been taken off.
     tracker: Tracker<f32, 1>,
-}
-
-impl Default for Locator {
-    fn default() -> Self {
-        Self {
-            tracks: [const { None }; TRACKS],
-        }
-    }
 }
 
 fn metres(mm: i32) -> f32 {
@@ -73,6 +65,16 @@ fn millimetres(m: f32) -> i32 {
 }
 
 impl Locator {
+    /// Nobody is followed.
+    pub const fn new() -> Self {
+        Self { tracks: Vec::new() }
+    }
+
+    /// Follows nobody any more.
+    pub fn clear(&mut self) {
+        self.tracks.clear();
+    }
+
     /// Position in the frame of the map; `None` when the ranges do not give one.
     ///
     /// `ranges` names anchors by their place in the map.
@@ -81,7 +83,7 @@ impl Locator {
         now: Instant,
         map: &AnchorMap,
         tag: TagId,
-        ranges: &mut Vec<(u16, Millimetres), MAX_MAP>,
+        ranges: &mut [(u16, Millimetres)],
         before: &Beforehand,
     ) -> Option<TagFigures> {
         ranges.sort_unstable_by_key(|&(_, range)| range);
@@ -102,14 +104,12 @@ impl Locator {
         }
         let height_m = before.height_mm.map(metres);
         let (fix, sure) = fix(&observations, height_m)?;
-        let honest = |i: usize| fix.excluded >> i.min(31) & 1 == 0;
-        let mut kept: Vec<RangeObs<f32>, MAX_RANGES> = Vec::new();
-        for (i, o) in observations.iter().enumerate() {
-            if honest(i) {
-                let _ = kept.push(*o);
-            }
-        }
-        let level = sure.then(|| protection(&kept, height_m)).flatten();
+        // What is left are the honest ones.
+        let honest = || (0..32).map(|i| fix.excluded >> i & 1 == 0);
+        let (mut of_observations, mut of_ids) = (honest(), honest());
+        observations.retain(|_| of_observations.next().unwrap_or(true));
+        ids.retain(|_| of_ids.next().unwrap_or(true));
+        let level = sure.then(|| protection(&observations, height_m)).flatten();
         let mut figures = TagFigures {
             tag,
             position_mm: fix.position_m.map(millimetres),
@@ -126,10 +126,8 @@ impl Locator {
         let Some(followed) = self.follow(now, tag, height_m) else {
             return Some(figures);
         };
-        for (i, (id, o)) in ids.iter().zip(&observations).enumerate() {
-            if honest(i) {
-                followed.tracker.handle_range(now, *id, *o);
-            }
+        for (id, o) in ids.iter().zip(&observations) {
+            followed.tracker.handle_range(now, *id, *o);
         }
         if let Some(track) = followed.tracker.at(now) {
             let variance = track.covariance[(0, 0)] + track.covariance[(1, 1)];
@@ -148,30 +146,33 @@ impl Locator {
     }
 
     /// The track of a tag; a new one takes a free place, or that of a tag long silent.
+    // A tracker is large: what its making takes of the stack shall not lie under its use.
+    #[inline(never)]
     fn follow(&mut self, now: Instant, tag: TagId, height_m: Option<f32>) -> Option<&mut Followed> {
         let config = TrackerConfig {
             height_m: height_m.map(|h| (h, 0.01)),
             ..TrackerConfig::default()
         };
-        let free = |t: &Option<Followed>| match t {
-            Some(f) if f.tag == tag => 0,
-            None => 1,
-            Some(f) if now.since(f.heard) > config.coast => 2,
-            Some(_) => 3,
-        };
-        let place = self.tracks.iter_mut().min_by_key(|t| free(t))?;
-        match free(place) {
-            0 => {}
-            1 | 2 => {
-                *place = Some(Followed {
+        let known = self.tracks.iter().position(|f| f.tag == tag);
+        let followed = match known {
+            Some(known) => self.tracks.get_mut(known)?,
+            None => {
+                let begun = Followed {
                     tag,
                     heard: now,
                     tracker: Tracker::new(config),
-                });
+                };
+                match self.tracks.push(begun) {
+                    Ok(()) => self.tracks.last_mut()?,
+                    Err(begun) => {
+                        let silent = |f: &&mut Followed| now.since(f.heard) > config.coast;
+                        let place = self.tracks.iter_mut().find(silent)?;
+                        *place = begun;
+                        place
+                    }
+                }
             }
-            _ => return None,
-        }
-        let followed = place.as_mut()?;
+        };
         followed.heard = now;
         Some(followed)
     }
@@ -184,6 +185,7 @@ fn apart(a: [f32; 3], b: [f32; 3]) -> f32 {
 
 /// The fix, and whether its ranges agree. Ranges that contradict each other whatever is left out give
 /// a fix all the same, told by its residual.
+#[inline(never)]
 fn fix(observations: &[RangeObs<f32>], height_m: Option<f32>) -> Option<(Fix<f32>, bool)> {
     let (options, faults) = (Options::default(), FaultModel::default());
     let robust = match height_m {
@@ -205,6 +207,7 @@ fn fix(observations: &[RangeObs<f32>], height_m: Option<f32>) -> Option<(Fix<f32
 }
 
 /// What the horizontal error stays below, one undetected fault included.
+#[inline(never)]
 fn protection(honest: &[RangeObs<f32>], height_m: Option<f32>) -> Option<f32> {
     let (options, risk) = (Options::default(), Risk::default());
     let found = match height_m {
@@ -221,7 +224,7 @@ fn protection(honest: &[RangeObs<f32>], height_m: Option<f32>) -> Option<f32> {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::map::MapAnchor;
+    use crate::map::{MAX_MAP, MapAnchor};
     use helio_units::NodeId;
 
     const BEFORE: Beforehand = Beforehand {
@@ -371,6 +374,6 @@ mod tests {
             &mut ranges(&map, at, 0, &[]),
             &BEFORE,
         );
-        assert!(locator.tracks.iter().flatten().any(|f| f.tag == TagId(99)));
+        assert!(locator.tracks.iter().any(|f| f.tag == TagId(99)));
     }
 }

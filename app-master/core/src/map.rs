@@ -75,6 +75,16 @@ fn crc(anchors: &[MapAnchor]) -> u32 {
 }
 
 impl AnchorMap {
+    /// No map.
+    pub const fn new() -> Self {
+        Self {
+            version: 0,
+            anchors: Vec::new(),
+            staged: Vec::new(),
+            held: None,
+        }
+    }
+
     /// Version in force; 0 before the first map.
     pub fn version(&self) -> u32 {
         self.version
@@ -175,6 +185,15 @@ pub struct Epoch {
 }
 
 impl Epoch {
+    /// Nothing has come yet.
+    pub const fn new() -> Self {
+        Self {
+            tag: None,
+            pieces: Vec::new(),
+            ranges: Vec::new(),
+        }
+    }
+
     /// Whose ranges these are; `None` when nothing has come yet.
     pub fn tag(&self) -> Option<helio_units::TagId> {
         self.tag
@@ -199,7 +218,9 @@ impl Epoch {
         first: u8,
         ranges: &[Option<Millimetres>],
     ) {
-        self.tag = Some(tag);
+        if self.tag.replace(tag).is_none() {
+            self.ranges.clear();
+        }
         // Full vectors lose the piece, which costs one anchor of one fix.
         let _ = self.pieces.push((node, first));
         for (index, range) in (first..).zip(ranges) {
@@ -213,10 +234,10 @@ impl Epoch {
         }
     }
 
-    /// Hands over what was gathered and starts anew.
-    pub fn take(&mut self) -> Option<(helio_units::TagId, Vec<(u16, Millimetres), MAX_MAP>)> {
+    /// Hands over what was gathered, place in the map and range, and starts anew.
+    pub fn take(&mut self) -> Option<(helio_units::TagId, &mut [(u16, Millimetres)])> {
         self.pieces.clear();
-        Some((self.tag.take()?, core::mem::take(&mut self.ranges)))
+        Some((self.tag.take()?, &mut self.ranges))
     }
 }
 
@@ -291,7 +312,10 @@ mod tests {
         assert!(!epoch.is_over_at(node, tag, 2));
         assert!(epoch.is_over_at(node, helio_units::TagId(4), 2));
         let (_, ranges) = epoch.take().expect("gathered");
-        assert_eq!(ranges.as_slice(), &[(0, Millimetres(1234))]);
+        assert_eq!(ranges, &[(0, Millimetres(1234))]);
+        // What was handed over is not gathered again.
+        epoch.add(&map, node, tag, 2, &[None]);
+        assert!(epoch.take().expect("gathered").1.is_empty());
         assert_eq!(epoch.tag(), None);
     }
 }

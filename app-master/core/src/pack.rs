@@ -86,6 +86,31 @@ pub struct PackFigures {
     pub power: PackPower,
 }
 
+impl PackFigures {
+    /// Of no pack.
+    pub(crate) const NONE: Self = Self {
+        state: PackState::Empty,
+        voltage_mv: 0,
+        current: Milliamps(0),
+        soc_ppm: None,
+        soc_min_ppm: None,
+        soc_max_ppm: None,
+        soh_ppm: None,
+        soh_min_ppm: None,
+        cell_min: None,
+        cell_max: None,
+        temp_max: None,
+        members: 0,
+        expected: 0,
+        strings_connected: 0,
+        load_ppm: 0,
+        latency_max_us: 0,
+        contactors: ContactorState::None,
+        link_mv: None,
+        power: PackPower::NONE,
+    };
+}
+
 /// Overall state of a pack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PackState {
@@ -193,38 +218,30 @@ impl Seat {
     /// A device sits down. A predecessor's charge is not its own, so the filters start anew;
     /// a device that comes back keeps them.
     pub fn join(&mut self, uid: Uid, capabilities: Capabilities) {
-        let charge = self.charge.filter(|_| self.uid == Some(uid));
-        let (lost, rejected) = (self.lost, self.rejected);
-        *self = Self {
-            uid: Some(uid),
-            present: true,
-            capabilities,
-            charge,
-            lost,
-            rejected,
-            ..Self::default()
-        };
+        if self.uid != Some(uid) {
+            self.charge = None;
+        }
+        self.uid = Some(uid);
+        self.capabilities = capabilities;
+        self.present = true;
+        self.quarantined = false;
+        self.forget();
     }
 
     /// The device is gone or silenced; its last values are no longer true.
     pub fn leave(&mut self, quarantined: bool) {
-        let Self {
-            uid,
-            capabilities,
-            charge,
-            lost,
-            rejected,
-            ..
-        } = *self;
-        *self = Self {
-            uid,
-            capabilities,
-            charge,
-            lost,
-            rejected,
-            quarantined,
-            ..Self::default()
-        };
+        self.present = false;
+        self.quarantined = quarantined;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.summary = Summary::default();
+        self.cells = Cells::default();
+        self.temps = Temperatures::default();
+        self.seen = None;
+        self.power = None;
+        self.balance_mask = 0;
     }
 
     /// Range messages that it sends per cycle.
@@ -263,6 +280,8 @@ impl Seat {
 
     /// New voltages of cells `first..`, measured with the current of the newest summary. Returns whether more is known now about
     /// the health of the cells.
+    // Its filters take room on the stack that whoever calls it may want for something else.
+    #[inline(never)]
     pub fn handle_cells(
         &mut self,
         now: Instant,
@@ -435,8 +454,9 @@ pub struct Topology {
 impl Topology {
     /// The string of a seat.
     fn of(&self, node: NodeId) -> usize {
-        let per = (usize::from(self.expected) / usize::from(self.strings)).max(1);
-        (node.index() / per).min(usize::from(self.strings) - 1)
+        let strings = usize::from(self.strings).max(1);
+        let per = (usize::from(self.expected) / strings).max(1);
+        (node.index() / per).min(strings - 1)
     }
 
     fn members<'a>(
@@ -454,12 +474,20 @@ impl Topology {
 /// Most strings of one pack.
 pub const MAX_STRINGS: usize = 16;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct StringState {
     connected: bool,
     healthy_since: Option<Instant>,
     /// The slave because of which the string was opened.
     culprit: Option<NodeId>,
+}
+
+impl StringState {
+    const OPEN: Self = Self {
+        connected: false,
+        healthy_since: None,
+        culprit: None,
+    };
 }
 
 /// A decision about a string, for the log.
@@ -479,12 +507,23 @@ pub struct Strings {
 }
 
 impl Strings {
+    /// Of no pack.
+    pub(crate) const NONE: Self = Self {
+        topology: Topology {
+            expected: 0,
+            strings: 0,
+            match_mv: 0,
+            settle: Duration::ZERO,
+        },
+        states: [StringState::OPEN; MAX_STRINGS],
+    };
+
     /// All open.
     pub fn new(mut topology: Topology) -> Self {
         topology.strings = topology.strings.clamp(1, MAX_STRINGS as u8);
         Self {
             topology,
-            states: Default::default(),
+            ..Self::NONE
         }
     }
 
@@ -588,7 +627,11 @@ impl Strings {
     /// Strings whose slaves have all reported their gates on.
     pub fn conducting(&self, seats: &[Seat]) -> usize {
         let whole = |string: &usize| {
-            let state = self.states.get(*string).copied().unwrap_or_default();
+            let state = self
+                .states
+                .get(*string)
+                .copied()
+                .unwrap_or(StringState::OPEN);
             let cells = |(_, seat): &(NodeId, &Seat)| seat.capabilities.cells > 0;
             let mut members = self.members(*string, seats).filter(cells).peekable();
             state.connected

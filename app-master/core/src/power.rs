@@ -24,6 +24,15 @@ pub struct PackPower {
     pub charge_w: [u32; TIMES],
 }
 
+impl PackPower {
+    pub(crate) const NONE: Self = Self {
+        discharge_ma: [0; TIMES],
+        discharge_w: [0; TIMES],
+        charge_ma: [0; TIMES],
+        charge_w: [0; TIMES],
+    };
+}
+
 /// The limits of cells in series.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Series([Ends; TIMES]);

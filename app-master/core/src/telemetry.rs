@@ -179,14 +179,26 @@ pub struct Log<const N: usize> {
 
 impl<const N: usize> Default for Log<N> {
     fn default() -> Self {
-        Self {
-            entries: Deque::new(),
-            next: 1,
-        }
+        let mut log = Self::new();
+        log.start();
+        log
     }
 }
 
 impl<const N: usize> Log<N> {
+    /// To be started by [`Self::start`].
+    pub(crate) const fn new() -> Self {
+        Self {
+            entries: Deque::new(),
+            next: 0,
+        }
+    }
+
+    /// From number 1 on.
+    pub(crate) fn start(&mut self) {
+        self.next = 1;
+    }
+
     /// Adds a record; the oldest makes room.
     pub fn push(&mut self, at: Instant, record: Record) {
         if self.entries.is_full() {

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 type Small = Master<8, 16>;
 
 fn master() -> Box<Small> {
-    Box::new(Small::new(MasterConfig {
+    Box::new(Small::new(&MasterConfig {
         name: "test".try_into().expect("short"),
         schedule: Schedule::for_bus(BusKind::Can1M),
         topology: Topology {
@@ -22,7 +22,7 @@ fn master() -> Box<Small> {
             match_mv: 1_000,
             settle: Duration::from_millis(500),
         },
-        cell: NMC_5000MAH,
+        cell: &NMC_5000MAH,
         balance: BalanceConfig::default(),
         tag_height_mm: Some(1_000),
         range_sigma_mm: 50,

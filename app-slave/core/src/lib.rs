@@ -48,7 +48,7 @@ pub use management::{DIAGNOSTICS, MAX_ANSWER};
 use balance::Balancer;
 use grid::Grid;
 use helio_battery::protection::{
-    self, Code, Diagnostics, Kind, Limits, Protection, ProtectionEvent,
+    self, Code, Kind, Limits, Protection, ProtectionEvent, RestoreError,
 };
 use helio_battery::{BalanceConfig, Sample};
 use helio_bus::{
@@ -86,6 +86,8 @@ pub struct SlaveConfig {
     pub sleep: Option<SlaveSleep>,
     /// Somebody carries out [`Slave::poll_request`]; else such requests are refused.
     pub device: bool,
+    /// Somebody asks [`Slave::poll_store`].
+    pub stores: bool,
 }
 
 /// How a slave saves current: with its gate off, nothing to bleed and no master on the bus it measures seldom. It protects as
@@ -112,6 +114,7 @@ impl SlaveConfig {
             light_id: None,
             sleep: None,
             device: false,
+            stores: false,
         }
     }
 }
@@ -163,6 +166,8 @@ pub struct Slave {
     light_id: Option<u16>,
     sleep: Option<SlaveSleep>,
     device: bool,
+    /// `None`: nobody stores.
+    store: Option<Store>,
     link: SlaveLink,
     protection: Protection,
     grid: Grid,
@@ -195,6 +200,33 @@ enum State {
     Tripped,
     Isolated,
 }
+
+/// When to store what protection remembers. Flash wears out, so that what comes and goes is stored
+/// seldom; a trip at once, as a reset is no way round it.
+#[derive(Clone, Copy, Debug)]
+struct Store {
+    due: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Store {
+    const IDLE: Self = Self {
+        due: None,
+        last: None,
+    };
+
+    fn note(&mut self, now: Instant, event: &ProtectionEvent) {
+        let trip = event.active && event.code.severity() == protection::Severity::Trip;
+        let pause = if trip { STORE_TRIP } else { STORE };
+        let at = self.last.map_or(now, |last| now.max(last + pause));
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+}
+
+/// Least time between two times that what is remembered is stored ...
+const STORE: Duration = Duration::from_secs(60);
+/// ... and when something tripped, or when it could not be stored.
+const STORE_TRIP: Duration = Duration::from_secs(1);
 
 /// One place for each kind of output.
 #[derive(Clone, Copy, Debug)]
@@ -232,13 +264,18 @@ impl Slave {
         slave
     }
 
-    /// The same with what [`Protection::diagnostics`] knew before the reset: counts go on, and
-    /// what was latched still is.
-    pub fn resume(config: SlaveConfig, schedule: Schedule, diagnostics: Diagnostics) -> Self {
-        let mut slave = Self::vacant();
-        slave.protection = Protection::resume(limits(&config), diagnostics);
-        slave.start(&config, schedule);
-        slave
+    /// To a [`Self::vacant`] slave before its start: the bytes that [`Self::poll_store`] had stored
+    /// before the reset. Counts go on, and what was latched still is.
+    // Not a part of what has the configuration on its stack.
+    #[inline(never)]
+    pub fn recall(&mut self, config: &SlaveConfig, stored: &[u8]) -> Result<(), RestoreError> {
+        self.set_limits(config);
+        self.protection.restore(stored)
+    }
+
+    fn set_limits(&mut self, config: &SlaveConfig) {
+        let Capabilities { cells, temps, .. } = config.capabilities;
+        self.protection.set_limits(&config.limits, cells, temps);
     }
 
     /// No slave yet: what [`Self::start`] makes one of. The compiler can lay it out, so that a
@@ -255,6 +292,7 @@ impl Slave {
             light_id: None,
             sleep: None,
             device: false,
+            store: None,
             link: SlaveLink::vacant(),
             protection: Protection::new(Limits::nmc(0)),
             grid: Grid::NONE,
@@ -283,11 +321,11 @@ impl Slave {
             light_id,
             sleep,
             device,
+            stores,
             ..
         } = *config;
         let lit = capabilities.anchors > 0;
-        self.protection
-            .set_limits(&config.limits, capabilities.cells, capabilities.temps);
+        self.set_limits(config);
         let tripped = self.protection.severity() == Some(protection::Severity::Trip);
         self.uid = uid;
         self.capabilities = capabilities;
@@ -295,6 +333,7 @@ impl Slave {
         self.light_id = light_id;
         self.sleep = sleep;
         self.device = device;
+        self.store = stores.then_some(Store::IDLE);
         self.link.start(schedule, uid, capabilities);
         self.grid = Grid::new(
             config.sample_period,
@@ -422,6 +461,7 @@ impl Slave {
             self.guard_at(),
             self.drop_at(),
             self.balancer.poll_timeout(),
+            self.store.and_then(|store| store.due),
             sample,
         ]
         .into_iter()
@@ -459,6 +499,29 @@ impl Slave {
     pub fn poll_request(&mut self) -> Option<&[u8]> {
         let length = core::mem::take(&mut self.request);
         self.reply.get(..length).filter(|r| !r.is_empty())
+    }
+
+    /// Whether [`Diagnostics::store`](protection::Diagnostics::store) of `protection().diagnostics()` is to be stored now where it
+    /// outlives a reset; said once. For [`Self::recall`].
+    pub fn poll_store(&mut self, now: Instant) -> bool {
+        let Some(store) = &mut self.store else {
+            return false;
+        };
+        let due = store.due.is_some_and(|due| now >= due);
+        if due {
+            *store = Store {
+                due: None,
+                last: Some(now),
+            };
+        }
+        due
+    }
+
+    /// It could not be stored, and is to be tried again.
+    pub fn handle_not_stored(&mut self, now: Instant) {
+        if let Some(store) = &mut self.store {
+            store.due.get_or_insert(now + STORE_TRIP);
+        }
     }
 
     /// What the device answers to a datagram from [`Self::poll_request`].
@@ -758,6 +821,9 @@ impl Slave {
     /// Tells the master what began and ended.
     fn report(&mut self, now: Instant) {
         while let Some(event) = self.protection.poll_event() {
+            if let Some(store) = &mut self.store {
+                store.note(now, &event);
+            }
             if event.code == STALE && event.active {
                 bump(&mut self.counters.stale);
                 self.forget();
@@ -887,14 +953,6 @@ fn alarm(event: &ProtectionEvent) -> Alarm {
         active: event.active,
         index: event.index,
         value: event.wire_value(),
-    }
-}
-
-fn limits(config: &SlaveConfig) -> Limits {
-    Limits {
-        cells: config.capabilities.cells,
-        temps: config.capabilities.temps,
-        ..config.limits
     }
 }
 

@@ -401,10 +401,12 @@ fn a_trip_that_ends_by_itself_leaves_the_gate_off() {
 #[test]
 fn a_latched_trip_outlives_a_reset() {
     let rig = Rig::tripped();
-    let known = rig.slave.protection().diagnostics().clone();
+    let stored = stored(&rig.slave);
     let schedule = Schedule::for_bus(BusKind::Can1M);
     let mut rig = Rig::new(config());
-    rig.slave = Slave::resume(config(), schedule, known);
+    rig.slave = Slave::vacant();
+    assert_eq!(rig.slave.recall(&config(), &stored), Ok(()));
+    rig.slave.start(&config(), schedule);
     assert_eq!(rig.slave.state(), SlaveState::Tripped);
     rig.run(ms(50));
     rig.order(Order::Gate(true));
@@ -415,6 +417,48 @@ fn a_latched_trip_outlives_a_reset() {
     assert_eq!(rig.slave.state(), SlaveState::Standby);
     rig.order(Order::Gate(true));
     assert!(rig.gate);
+}
+
+fn stored(slave: &Slave) -> Vec<u8> {
+    let mut bytes = [0; helio_battery::protection::MAX_BYTES];
+    let len = slave.protection().diagnostics().store(&mut bytes);
+    bytes[..len.expect("room for all")].to_vec()
+}
+
+#[test]
+fn what_cannot_be_recalled_is_as_if_nothing_had_been() {
+    let schedule = Schedule::for_bus(BusKind::Can1M);
+    let mut damaged = stored(&Rig::tripped().slave);
+    damaged[10] ^= 1;
+    let mut slave = Slave::vacant();
+    assert!(slave.recall(&config(), &damaged).is_err());
+    assert!(slave.recall(&config(), &[]).is_err());
+    slave.start(&config(), schedule);
+    assert_eq!(slave.state(), SlaveState::Init);
+    assert_eq!(slave.protection().diagnostics(), &Default::default());
+}
+
+#[test]
+fn a_trip_is_stored_at_once_and_what_comes_and_goes_once_a_minute() {
+    let config = SlaveConfig {
+        stores: true,
+        ..config()
+    };
+    let mut rig = Rig::active_with(config);
+    assert!(!rig.slave.poll_store(rig.now), "nothing has happened");
+    rig.sample(&over_voltage());
+    assert!(rig.slave.poll_timeout().expect("stores") <= rig.now);
+    assert!(rig.slave.poll_store(rig.now) && !rig.slave.poll_store(rig.now));
+    rig.slave.handle_not_stored(rig.now);
+    let again = rig.now + ms(1_000);
+    assert!(!rig.slave.poll_store(again - ms(1)) && rig.slave.poll_store(again));
+    // What ended by itself, and the latch.
+    rig.run(ms(2_000));
+    rig.order(Order::ClearLatch);
+    rig.run(ms(50));
+    let later = again + ms(60_000);
+    assert!(!rig.slave.poll_store(later - ms(1)));
+    assert!(rig.slave.poll_store(later));
 }
 
 #[test]

@@ -123,11 +123,8 @@ impl Diagnostics {
         self.active[code.severity().index()] & code.kind().bit() != 0
     }
 
-    pub(super) fn next_boot(self) -> Self {
-        Self {
-            boot: self.boot.saturating_add(1),
-            ..self
-        }
+    pub(super) fn next_boot(&mut self) {
+        self.boot = self.boot.saturating_add(1);
     }
 
     pub(super) fn began(&mut self, event: ProtectionEvent, sample: &Sample) {
@@ -224,6 +221,14 @@ impl Diagnostics {
 
     /// Reads what [`Self::store`] wrote. Bytes behind it do not matter, so a whole flash page may be given.
     pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
+        let mut new = Self::new();
+        new.load(bytes)?;
+        Ok(new)
+    }
+
+    /// As [`Self::restore`], in place; empty in case of an error.
+    pub(super) fn load(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        self.forget();
         let Some(&[magic, version, lo, hi]) = bytes.first_chunk::<4>() else {
             return Err(RestoreError::Empty);
         };
@@ -241,15 +246,27 @@ impl Diagnostics {
         if crc32(body) != u32::from_le_bytes(*crc) {
             return Err(RestoreError::Damaged);
         }
-        Self::parse(body.get(4..).unwrap_or(&[])).ok_or(RestoreError::Damaged)
+        let parsed = self.parse(body.get(4..).unwrap_or(&[]));
+        if parsed.is_none() {
+            self.forget();
+        }
+        parsed.ok_or(RestoreError::Damaged)
     }
 
-    fn parse(body: &[u8]) -> Option<Self> {
+    /// Bit by bit: a whole new one would be on the stack first.
+    fn forget(&mut self) {
+        self.boot = 0;
+        self.active = [0; 3];
+        self.records.fill(Record::NONE);
+        self.frames.fill(None);
+        self.trips = 0;
+    }
+
+    fn parse(&mut self, body: &[u8]) -> Option<()> {
         let mut r = Reader(body);
-        let mut new = Self::new();
-        new.boot = u16::from_le_bytes(r.take()?);
-        new.trips = u32::from_le_bytes(r.take()?);
-        for mask in &mut new.active {
+        self.boot = u16::from_le_bytes(r.take()?);
+        self.trips = u32::from_le_bytes(r.take()?);
+        for mask in &mut self.active {
             *mask = u32::from_le_bytes(r.take()?) & (u32::MAX >> (32 - KINDS));
         }
         loop {
@@ -257,7 +274,7 @@ impl Diagnostics {
             if code == END {
                 break;
             }
-            let record = new.records.get_mut(usize::from(code))?;
+            let record = self.records.get_mut(usize::from(code))?;
             [record.index] = r.take()?;
             record.count = u16::from_le_bytes(r.take()?);
             record.value = i32::from_le_bytes(r.take()?);
@@ -266,7 +283,7 @@ impl Diagnostics {
                 stamp.at = Instant::from_nanos(u64::from_le_bytes(r.take()?));
             }
         }
-        for frame in &mut new.frames {
+        for frame in &mut self.frames {
             let [present] = r.take()?;
             if present == 0 {
                 continue;
@@ -304,7 +321,7 @@ impl Diagnostics {
                 sample,
             });
         }
-        Some(new)
+        Some(())
     }
 }
 

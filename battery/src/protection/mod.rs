@@ -140,23 +140,36 @@ impl Protection {
     /// As [`Self::new`] after a reset: goes on counting, and what was latched still is.
     pub fn resume(limits: Limits, diagnostics: Diagnostics) -> Self {
         let mut new = Self::new(limits);
-        new.diagnostics = diagnostics.next_boot();
+        new.diagnostics = diagnostics;
+        new.go_on();
+        new
+    }
+
+    /// As [`Self::resume`] with the bytes that were stored, in place and with the limits that are set. For before the first
+    /// sample; in case of an error it is as if there had been none.
+    pub fn restore(&mut self, stored: &[u8]) -> Result<(), RestoreError> {
+        self.diagnostics.load(stored)?;
+        self.go_on();
+        Ok(())
+    }
+
+    fn go_on(&mut self) {
+        self.diagnostics.next_boot();
         for kind in Kind::ALL {
             for severity in Severity::ALL {
-                let service = match new.limits.rule(kind, severity).map(|r| r.reset) {
+                let service = match self.limits.rule(kind, severity).map(|r| r.reset) {
                     Some(Reset::Command) => false,
                     Some(Reset::Service) => true,
                     Some(Reset::Auto(_)) | None => continue,
                 };
-                if new.diagnostics.was_active(Code::new(kind, severity)) {
-                    new.states[kind.index()][severity.index()] = State::Latched { service };
-                    new.active[severity.index()] |= kind.bit();
+                if self.diagnostics.was_active(Code::new(kind, severity)) {
+                    self.states[kind.index()][severity.index()] = State::Latched { service };
+                    self.active[severity.index()] |= kind.bit();
                 }
             }
-            new.mark_busy(kind);
+            self.mark_busy(kind);
         }
-        new.diagnostics.active = new.active;
-        new
+        self.diagnostics.active = self.active;
     }
 
     /// The table in use.

@@ -31,6 +31,16 @@ pub struct MasterStats {
     pub events_dropped: u64,
 }
 
+impl MasterStats {
+    const NONE: Self = Self {
+        received: 0,
+        lost: 0,
+        rejected: 0,
+        overwritten: 0,
+        events_dropped: 0,
+    };
+}
+
 /// Datagrams that can be under way at once in each direction.
 const SESSIONS: usize = 2;
 
@@ -88,19 +98,18 @@ struct Core<const SEATS: usize> {
 impl<const SEATS: usize> MasterLink<SEATS> {
     /// A link without members; it sends its first SYNC at once.
     pub fn new(schedule: Schedule) -> Self {
-        let schedule = Schedule {
-            seats: schedule.seats.clamp(1, NodeId::MAX.get()),
-            ..schedule
-        };
+        let mut link = Self::vacant();
+        link.start(schedule);
+        link
+    }
+
+    /// To be started by [`Self::start`]. All zeros, so that as a static it takes no flash.
+    pub const fn vacant() -> Self {
         Self {
-            medium: if schedule.can() {
-                Medium::Can(can::Can::new(&schedule))
-            } else {
-                Medium::Serial(serial::Serial::new(&schedule))
-            },
+            medium: Medium::Serial(serial::Serial::vacant()),
             core: Core {
-                schedule,
-                seats: Seats::new(),
+                schedule: Schedule::NONE,
+                seats: Seats::vacant(),
                 tags: Vec::new(),
                 next_tag: 0,
                 cycle: 0,
@@ -110,12 +119,29 @@ impl<const SEATS: usize> MasterLink<SEATS> {
                 senders: [const { (None, DatagramSender::new()) }; SESSIONS],
                 receivers: [const { (None, DatagramReceiver::new()) }; SESSIONS],
                 events: Deque::new(),
-                stats: MasterStats::default(),
+                stats: MasterStats::NONE,
             },
         }
     }
 
+    /// Makes of a [`Self::vacant`] link, in place, what [`Self::new`] gives.
+    pub fn start(&mut self, schedule: Schedule) {
+        let schedule = Schedule {
+            seats: schedule.seats.clamp(1, NodeId::MAX.get()),
+            ..schedule
+        };
+        self.core.schedule = schedule;
+        self.core.seats.start();
+        self.medium = if schedule.can() {
+            Medium::Can(can::Can::new(&schedule))
+        } else {
+            Medium::Serial(serial::Serial::new(&schedule))
+        };
+    }
+
     /// A frame came; `now` is its end.
+    // What it takes of the stack is given back before the core above looks at what came of it.
+    #[inline(never)]
     pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
         self.handle_timeout(now);
         if let Medium::Can(can) = &mut self.medium {
@@ -132,6 +158,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
     }
 
     /// Bytes came over RS485; `now` is the end of the last one's stop bit.
+    // As above.
+    #[inline(never)]
     pub fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
         self.handle_timeout(now);
         if let Medium::Serial(serial) = &mut self.medium {
@@ -148,6 +176,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
     }
 
     /// Early and repeated calls are harmless.
+    // As above.
+    #[inline(never)]
     pub fn handle_timeout(&mut self, now: Instant) {
         self.core.handle_timeout(now);
         if let Medium::Serial(serial) = &mut self.medium {

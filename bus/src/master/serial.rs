@@ -49,8 +49,10 @@ pub(super) struct Serial<const SEATS: usize> {
     /// Members with whom datagrams were exchanged up to then: they are asked first, because an
     /// answer follows a question.
     lively: (u128, Instant),
-    /// What was heard in the join slot under way, and when to answer.
-    joining: Option<(Instant, Option<(Uid, Description)>)>,
+    /// When to answer what was heard in the join slot under way.
+    joining: Option<Instant>,
+    /// Who asked in it, if that could be understood.
+    claim: Option<(Uid, Description)>,
     /// Groups of claims that are still to be resolved, and the slot up to which that counts.
     groups: (u32, u16),
     split: bool,
@@ -68,6 +70,15 @@ impl<const SEATS: usize> Serial<SEATS> {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
             timing: Timing::of(schedule),
+            depth: COLD,
+            ..Self::vacant()
+        }
+    }
+
+    /// Of no bus; all zeros.
+    pub(super) const fn vacant() -> Self {
+        Self {
+            timing: Timing::NONE,
             parser: Parser::new(),
             beacon_due: false,
             plan: None,
@@ -80,11 +91,12 @@ impl<const SEATS: usize> Serial<SEATS> {
             turn: 0,
             lively: (0, Instant::ZERO),
             joining: None,
+            claim: None,
             groups: (0, 0),
             split: false,
             room: Duration::ZERO,
-            depth: COLD,
-            numbers: [Numbers::default(); SEATS],
+            depth: 0,
+            numbers: [const { Numbers::new() }; SEATS],
             previous_us: 0,
             beacon_counter: 0,
             order_counters: OrderCounters::new(),
@@ -105,8 +117,10 @@ impl<const SEATS: usize> Serial<SEATS> {
             && let Some(start) = plan.join(slot)
         {
             let at = start + self.timing.answer();
-            let claim = self.joining.filter(|(due, _)| *due == at);
-            self.joining = Some((at, claim.and_then(|(_, claim)| claim)));
+            if self.joining != Some(at) {
+                self.claim = None;
+            }
+            self.joining = Some(at);
         }
         self.parser.push(&self.timing, now, bytes);
         while let Some((decoded, _)) = self.parser.next(&self.timing, core.schedule.seats) {
@@ -118,8 +132,8 @@ impl<const SEATS: usize> Serial<SEATS> {
         let Decoded { id, counter, frame } = decoded;
         match frame {
             Frame::Claim { uid, description } => {
-                if let Some((_, claim)) = &mut self.joining {
-                    *claim = Some((uid, description));
+                if self.joining.is_some() {
+                    self.claim = Some((uid, description));
                 }
             }
             Frame::Confirm { node, uid, .. } => {
@@ -202,7 +216,8 @@ impl<const SEATS: usize> Serial<SEATS> {
             // Claims that met can look like a break.
             let at = start + self.timing.answer();
             if now <= at && self.joining.is_none() {
-                self.joining = Some((at, None));
+                self.joining = Some(at);
+                self.claim = None;
             }
         }
     }
@@ -286,10 +301,9 @@ impl<const SEATS: usize> Serial<SEATS> {
     pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
-        let answer = self.joining.map(|(at, _)| at);
         crate::slave::earliest([
             window,
-            answer,
+            self.joining,
             self.early_at(core),
             self.watch,
             self.ask_at(),
@@ -303,8 +317,9 @@ impl<const SEATS: usize> Serial<SEATS> {
             return Some(signal(now, &bytes, None));
         }
         let seats = core.schedule.seats;
-        if let Some((at, claim)) = self.joining.filter(|(at, _)| now >= *at) {
+        if let Some(at) = self.joining.filter(|at| now >= *at) {
             self.joining = None;
+            let claim = self.claim.take();
             self.parser.clear();
             let answer = self.answer(core, now, at, claim)?;
             let bytes = superframe::encode(&Frame::Answer(answer), 0, seats);

@@ -358,7 +358,7 @@ fn of_group(
             let (score, _) = run(&mut helio, &r, &truth, &trial);
             sums[0].add(&score);
             pooled.add(&score);
-            let temp = case.recording.mean_temp();
+            let temp = case.recording.start_temp();
             if trial.restart_s.is_some() {
                 slowest.push((temp, score.within_5_points_after_s));
             }
@@ -402,7 +402,7 @@ fn of_group(
         );
         pooled.add(&score);
         if let Some(error) = score.error_at_1h_pct {
-            offset_hour.push((case.recording.mean_temp(), error));
+            offset_hour.push((case.recording.start_temp(), error));
         }
     }
     let figures = &mut report.figures;

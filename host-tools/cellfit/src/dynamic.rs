@@ -14,6 +14,12 @@ use crate::recording::Recording;
 
 /// Pairs of resistance and capacitance.
 pub const PAIRS: usize = 3;
+/// A curve is only known so well along its axis, as state of charge (1 sigma); the filter reckons with that by itself.
+const ALONG: f64 = 0.008;
+/// A cell's temperature does not jump by so much from row to row unless it was moved [K].
+const CHAMBER_K: f64 = 4.0;
+/// Most that a circuit moves the curve by [V].
+const MOST_SHIFT_V: f64 = 0.4;
 /// 0 °C in K.
 pub const KELVIN: f64 = 273.15;
 
@@ -68,9 +74,14 @@ impl Run {
         run
     }
 
-    /// Mean temperature [°C].
+    /// Mean temperature [°C], until the cell is carried into another chamber: its temperature jumps from one row to the next.
     pub fn mean_temp(&self) -> f64 {
-        self.temp.iter().sum::<f64>() / self.temp.len().max(1) as f64
+        let jump = |pair: &[f64]| (pair[1] - pair[0]).abs() > CHAMBER_K;
+        let many = match self.temp.windows(2).position(jump) {
+            Some(last) => last + 1,
+            None => self.temp.len(),
+        };
+        self.temp[..many].iter().sum::<f64>() / many.max(1) as f64
     }
 }
 
@@ -329,7 +340,11 @@ pub fn fit(runs: &[Run], given: &Given<'_>) -> Circuit {
         r: [part(2), part(3), part(4)],
         tau: x.tau,
         hysteresis: part(5),
-        shift: part(6),
+        // Where a recording ends far below empty; a file holds no more.
+        shift: part(6)
+            .iter()
+            .map(|d| d.clamp(-MOST_SHIFT_V, MOST_SHIFT_V))
+            .collect(),
         jump: best.0.last().copied().unwrap_or(0.0),
         sigma: vec![0.0; n],
         doubt: 0.08,
@@ -340,6 +355,9 @@ pub fn fit(runs: &[Run], given: &Given<'_>) -> Circuit {
         rows(run, given, temp0, &x, 1, |k, row, y, _| {
             let left = y - row.iter().zip(&best.0).map(|(a, b)| a * b).sum::<f64>();
             let (at, w) = place(given.grid, run.soc[k]);
+            let (low, high) = ((run.soc[k] - ALONG).max(0.0), (run.soc[k] + ALONG).min(1.0));
+            let axis = 0.5 * ((given.ocv)(high, run.temp[k]) - (given.ocv)(low, run.temp[k])).abs();
+            let left = (left * left - axis * axis).max(0.0).sqrt();
             square[at] += (1.0 - w) * left * left;
             count[at] += 1.0 - w;
             if at + 1 < n {
@@ -382,4 +400,28 @@ pub fn residual(run: &Run, given: &Given<'_>, circuit: &Circuit) -> Vec<f64> {
         left.push(y - row.iter().zip(&unknowns).map(|(a, b)| a * b).sum::<f64>());
     });
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_has_the_temperature_of_its_first_chamber() {
+        let run = Run {
+            name: "x".into(),
+            dt: vec![0.0, 1.0, 1.0, 60.0, 1.0],
+            i: vec![1.0; 5],
+            mean_i: vec![1.0; 5],
+            v: vec![3.3; 5],
+            temp: vec![-25.0, -24.5, -24.0, 25.0, 25.0],
+            soc: vec![0.9, 0.8, 0.7, 0.6, 0.5],
+        };
+        assert!((run.mean_temp() + 24.5).abs() < 1e-9);
+        let warms_itself = Run {
+            temp: vec![-25.0, -22.0, -19.0, -16.0, -13.0],
+            ..run
+        };
+        assert!((warms_itself.mean_temp() + 19.0).abs() < 1e-9);
+    }
 }

@@ -20,9 +20,11 @@ use std::path::Path;
 /// Out of the recordings it was fitted to a model is this much worse.
 const OUTSIDE: f64 = 1.5;
 /// Smallest error of any model [V].
-const FLOOR_V: f64 = 0.0015;
+const FLOOR_V: f64 = 0.003;
 /// Activation of a resistance where nothing tells it [K]; 30 kJ/mol.
 const ACTIVATION: f64 = 3600.0;
+/// Most that a doubt of the resistances can be: what is more is no circuit.
+const MOST_DOUBT: f64 = 0.5;
 /// Most temperatures of a file.
 const MOST: usize = helio_battery::cell::GRID_TEMPS;
 
@@ -489,6 +491,10 @@ pub fn fit(
     for (circuit, group) in circuits.iter_mut().zip(&groups) {
         // A current that hardly changes cannot tell the fast from the slow: what fits it says little about a drive.
         let dull = 1.0 - (liveliness(group) / 0.2).min(1.0);
+        if let Some(seen) = left_out(group, &given) {
+            // What fits its own recordings says little of the next one.
+            circuit.doubt = seen.clamp(circuit.doubt, MOST_DOUBT);
+        }
         circuit.doubt += 0.25 * dull;
         circuit.sigma.iter_mut().for_each(|s| *s *= 1.0 + dull);
         if dull > 0.5 {
@@ -625,6 +631,32 @@ pub fn fit(
         sigma: sigma.max(FLOOR_V),
         report,
     })
+}
+
+/// Of several recordings at one temperature: what a circuit fitted to the others gets wrong of each, as a share of the
+/// overvoltage. `None` when there is but one.
+fn left_out(group: &[Run], given: &Given<'_>) -> Option<f64> {
+    if group.len() < 2 {
+        return None;
+    }
+    let (mut wrong, mut over) = (0.0, 0.0);
+    for k in 0..group.len() {
+        let mut others = group.to_vec();
+        let run = others.remove(k);
+        let circuit = dynamic::fit(&others, given);
+        let left = dynamic::residual(&run, given, &circuit);
+        let (mut w, mut o, mut n) = (0.0, 0.0, 0.0);
+        for (k, left) in left.iter().enumerate() {
+            if run.soc[k] > 0.1 {
+                w += left * left;
+                o += (run.v[k] - left - (given.ocv)(run.soc[k], run.temp[k])).powi(2);
+                n += 1.0;
+            }
+        }
+        wrong += w / f64::max(n, 1.0);
+        over += o / f64::max(n, 1.0);
+    }
+    (over > 0.0).then(|| (wrong / over).sqrt())
 }
 
 fn along_points(values: &[f64], z: f64) -> f64 {

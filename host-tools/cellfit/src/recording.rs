@@ -549,9 +549,9 @@ impl Recording {
         Ok(out)
     }
 
-    /// Mean temperature [°C].
-    pub fn mean_temp(&self) -> f64 {
-        self.temp.iter().sum::<f64>() / self.temp.len().max(1) as f64
+    /// Temperature at the start, which is that of the chamber [°C].
+    pub fn start_temp(&self) -> f64 {
+        self.temp.first().copied().unwrap_or(25.0)
     }
 
     /// Length [s].

@@ -273,7 +273,7 @@ pub struct Point {
 pub struct Score {
     /// Recording.
     pub trace: String,
-    /// Its mean temperature [°C].
+    /// Temperature at its start, that of the chamber [°C].
     pub temperature_c: f64,
     /// Length [s].
     pub duration_s: f64,
@@ -393,7 +393,7 @@ pub fn run(
         .collect();
     let score = Score {
         trace: r.name.clone(),
-        temperature_c: r.mean_temp(),
+        temperature_c: r.start_temp(),
         duration_s: end,
         points: counted.len(),
         rmse_pct: 10.0 * mean(&|p| error(p) * error(p)).sqrt(),

@@ -73,3 +73,32 @@ fn a_start_thirty_points_wrong_is_mended_in_three_minutes() {
         assert!(slowest.is_some_and(|s| s < 180.0), "{error}: {slowest:?}");
     }
 }
+
+#[test]
+fn recordings_that_do_not_agree_with_each_other_make_the_resistances_doubtful() {
+    let about = About {
+        name: "LG M50".into(),
+        chemistry: None,
+        start_soc: None,
+        bpx: None,
+    };
+    let slow = join(vec![load("lgm50_ocv_25c.csv")]);
+    let udds = load("lgm50_udds_25c.csv");
+    let doubt = |second: Recording| {
+        let fitted = fit(&about, &slow, &[udds.clone(), second], |_| ()).expect("a fit");
+        let params = fitted.params().expect("valid parameters");
+        params.point(0.5, 25.0).doubt
+    };
+    let same = doubt(load("lgm50_us06_25c.csv"));
+    // The same drive on a cell of half as much again.
+    let mut other = load("lgm50_us06_25c.csv");
+    let p = fit(&about, &slow, std::slice::from_ref(&udds), |_| ()).expect("a fit");
+    let p = p.params().expect("valid parameters");
+    let soc = other.soc.clone().expect("a truth");
+    for (v, z) in other.v.iter_mut().zip(soc) {
+        let rest = f64::from(p.ocv_mv(z as f32, 25.0)) * 1e-3;
+        *v = rest + 1.5 * (*v - rest);
+    }
+    let other = doubt(other);
+    assert!(same < 0.12 && other > 1.5 * same, "{same} {other}");
+}

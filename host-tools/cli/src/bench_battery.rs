@@ -73,7 +73,12 @@ fn show(what: &str) {
 }
 
 fn load(path: &Path, extra: Option<&str>) -> Result<Recording> {
-    let source = Source::parse(&path.to_string_lossy());
+    parsed(&path.to_string_lossy(), extra)
+}
+
+/// `FILE` or `FILE@°C`.
+fn parsed(source: &str, extra: Option<&str>) -> Result<Recording> {
+    let source = Source::parse(source);
     Recording::load(&source, &Columns::default(), Sign::Auto, extra)
         .map_err(|e| BadInput::new(e).into())
 }
@@ -120,9 +125,14 @@ fn cases(args: &Args, skipped: &mut Vec<String>) -> Result<Vec<Case>> {
         let mut parts = Vec::new();
         for file in files(&a123, "A123_DYN_", ".csv") {
             // The one at 25 °C is what the cell file was fitted to.
-            if !file.to_string_lossy().contains("P25") {
-                parts.push(load(&file, None)?);
+            let name = file.to_string_lossy();
+            if name.contains("P25") {
+                continue;
             }
+            // Only the first script runs at the file's temperature, the others at 25 °C (G. L. Plett, *Battery Management Systems*,
+            // vol. 1, 2015, ch. 2.11).
+            let chamber = if name.ends_with("_s1.csv") { "" } else { "@25" };
+            parts.push(parsed(&format!("{name}{chamber}"), None)?);
         }
         for r in join(parts) {
             cases.push(case(Group::A123, params, r, Some(1.0))?);

@@ -234,8 +234,8 @@ thread_local! {
 }
 
 fn new_master() -> Box<Master> {
-    let cell = helio_battery::defaults::NMC_5000MAH;
-    let mut master = Box::new(Master::new(helio_master::MasterConfig {
+    let cell = &helio_battery::defaults::NMC_5000MAH;
+    let mut master = Box::new(Master::new(&helio_master::MasterConfig {
         name: "fuzz".try_into().unwrap_or_default(),
         schedule: Schedule::for_bus(BusKind::Can1M),
         topology: helio_master::pack::Topology {
@@ -251,7 +251,7 @@ fn new_master() -> Box<Master> {
         slave_period: Duration::from_secs(1),
         pack_period: Duration::from_millis(500),
     }));
-    master.control_pack(helio_master::PackControl::new(&cell));
+    master.control_pack(helio_master::PackControl::new(cell));
     master
 }
 

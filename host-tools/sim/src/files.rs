@@ -3,6 +3,7 @@
 //! Every error is one sentence that names the file, the line and the remedy.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use helio_battery::{CellData, CellExtra, CellParams};
 use helio_locate::SiteMap;
@@ -87,6 +88,18 @@ pub struct Cell {
     pub chemistry: Chemistry,
     /// Checked parameters.
     pub params: CellParams,
+}
+
+/// The parameters for as long as the program runs, as masters want them. Equal ones take memory once.
+pub fn lasting(params: &CellParams) -> &'static CellParams {
+    static KEPT: Mutex<Vec<&CellParams>> = Mutex::new(Vec::new());
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(same) = kept.iter().find(|p| **p == params) {
+        return same;
+    }
+    let params: &'static CellParams = Box::leak(Box::new(*params));
+    kept.push(params);
+    params
 }
 
 /// Reads and checks a cell parameter file.

@@ -26,7 +26,7 @@ use helio_bus::Capabilities;
 use helio_master::map::MapAnchor;
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, Uid};
 
-use files::{Cell, Chemistry, load_cell, load_current, load_map};
+use files::{Cell, Chemistry, lasting, load_cell, load_current, load_map};
 use plant::{Group, Load, Luminaire, Noise, Room, Sensors};
 use rack::{Rack, RackCommand, RackFault, RackPlan, SlavePlan};
 use report::Report;
@@ -87,7 +87,7 @@ impl World {
                 bus: scenario.bus_kind(),
                 seed,
                 strings: *pack.strings.get_ref(),
-                cell: cell.params,
+                cell: lasting(&cell.params),
                 limits: limits(&cell),
                 contactors: scenario.contactors.as_ref().map(|c| *c.get_ref()),
                 sleep: Rest::of(&scenario).master(),

@@ -55,7 +55,7 @@ pub struct RackPlan {
     /// Strings in parallel.
     pub strings: u8,
     /// Cell as the master believes it to be.
-    pub cell: CellParams,
+    pub cell: &'static CellParams,
     /// Protection of every slave.
     pub limits: Limits,
     /// Main contactors, if there are any.
@@ -348,7 +348,7 @@ impl Rack {
             contactors: plan.contactors.map(|_| ContactorConfig::default()),
             power: power_limits(&plan.limits),
             sleep: plan.sleep,
-            ..PackControl::new(&plan.cell)
+            ..PackControl::new(plan.cell)
         };
         let mut commands = plan.commands;
         commands.sort_by_key(|c| core::cmp::Reverse(c.at));
@@ -1218,7 +1218,7 @@ const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Mana
 
 impl Settings {
     fn new_master(&self, session: u8) -> Box<SimMaster> {
-        let mut master = Box::new(SimMaster::new(self.master.clone()));
+        let mut master = Box::new(SimMaster::new(&self.master));
         master.set_session(session);
         master.control_pack(self.control);
         // A map that the loader accepted is accepted here.

@@ -8,7 +8,7 @@ use helio_bus::{BusKind, Capabilities};
 use helio_units::{Duration, Instant, TagId};
 use serde::Serialize;
 
-use crate::files::{CellTrace, MapSource, load_cell, load_map};
+use crate::files::{CellTrace, MapSource, lasting, load_cell, load_map};
 use crate::plant::{Group, Load, Noise, RangeTrace, Room, Sensors, distance, interpolate, seconds};
 use crate::rack::{Rack, RackPlan, SlavePlan};
 use crate::report::quantile;
@@ -130,7 +130,7 @@ impl BatteryReplay<'_> {
             bus: self.bus,
             seed: 1,
             strings: 1,
-            cell: cell.params,
+            cell: lasting(&cell.params),
             limits: limits(&cell),
             contactors: None,
             sleep: Default::default(),
@@ -331,7 +331,7 @@ impl PositionReplay<'_> {
             bus: self.bus,
             seed: 1,
             strings: 1,
-            cell: helio_battery::defaults::NMC_5000MAH,
+            cell: &helio_battery::defaults::NMC_5000MAH,
             limits: helio_battery::protection::Limits::nmc(5_000),
             contactors: None,
             sleep: Default::default(),

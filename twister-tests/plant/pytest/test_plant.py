@@ -166,9 +166,9 @@ def test_cells_of_a_bq76952_arrive_at_the_master(plant, images):
             if r["kind"] == "slave" and r["node"] == node[0] and r["cells_mv"]:
                 record = r
         time.sleep(0.3)
-    # What zephyr/emul/bq76952_emul.c measures.
+    # What zephyr/emul/bq76952_emul.c measures; the bus carries whole degrees.
     assert record["cells_mv"] == [3_600 + 10 * n for n in range(16)]
-    assert record["temps_dc"] == [250, 251, 252]
+    assert record["temps_dc"] == [250, 260, 270]
     assert record["current_ma"] == 0
     plant.kill(CHIP)
 
@@ -186,10 +186,6 @@ def test_every_stack_has_a_quarter_to_spare(plant, emulated):
         assert "main" in used, firmware.said()[-2_000:]
         for name, (now, size) in used.items():
             print(f"{firmware.name}: {name} {now} of {size} bytes")
-        # The master's core lies on its main stack and never grows: what is around it counts.
-        core = re.search(r"core (\d+) bytes", firmware.said())
-        if core:
-            used["main"] = tuple(n - int(core[1]) for n in used["main"])
         tight = {n: u for n, u in used.items() if u[0] > 0.75 * u[1]}
         assert not tight, f"{firmware.name}: {tight}"
 

@@ -15,7 +15,7 @@ def builds(request):
     build = request.config.getoption("--build-dir", None)
     if build is None:
         pytest.skip("set HELIO_MASTER_BUILD and HELIO_SLAVE_BUILD to builds for mps2/an386 with --sysbuild")
-    return [Path(build) / "app-master", Path(build) / "app-slave"]
+    return [Path(build) / role / f"app-{role}" for role in ("master", "slave")]
 
 
 @pytest.fixture(scope="module")

@@ -60,10 +60,11 @@ def make_flash(path, boot, image):
 class Machine:
     """A QEMU."""
 
-    def __init__(self, role, flash, line, dir):
+    def __init__(self, role, flash, line, dir, over_voltage_ms=0):
         self.role, self.flash, self.log = role, flash, dir / f"{role}.log"
         uid = dir / f"{role}.uid"
-        uid.write_bytes(UIDS[role].to_bytes(16, "little"))
+        # What zephyr-shell/c/sim.c plays stands behind the id.
+        uid.write_bytes((UIDS[role] | over_voltage_ms << 64).to_bytes(16, "little"))
         # Console, bus, and the master's line for clients.
         lines = ["-serial", f"file:{self.log}", "-chardev"]
         lines += [f"socket,id=bus,path={line}", "-serial", "chardev:bus"]
@@ -93,7 +94,7 @@ class Plant:
     def __init__(self, master, slave, dir, helio):
         self.helio, self.dir = helio, dir
         # Not TCP: QEMU sends each character by itself, and Nagle's algorithm keeps it back.
-        line = dir / "line"
+        self.line = line = dir / "line"
         self.hub = subprocess.Popen(
             [helio, "hub", "--json", "--listen", line], stdout=subprocess.PIPE, text=True
         )
@@ -135,6 +136,13 @@ class Plant:
             octet = flash.read(1)[0]
             flash.seek(SLOT1 + offset)
             flash.write(bytes([octet ^ (1 << bit)]))
+
+    def power_cycle(self, role, **faults):
+        """Off and on again, with what is in flash."""
+        machine = self.machines[role]
+        machine.stop()
+        self.machines[role] = Machine(role, machine.flash, self.line, self.dir, **faults)
+        self.joined()
 
     def consoles(self):
         return "".join(f"--- {r}\n{m.console()}" for r, m in self.machines.items())

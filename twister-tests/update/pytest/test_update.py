@@ -2,11 +2,13 @@
 """An update of a master and, through it, of a slave: real code, real boot loader, emulated cores."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import time
 
 import pytest
+from qemu import REPO
 
 BOTH = pytest.mark.parametrize("role,target", [("master", "master"), ("slave", "slave:1")])
 
@@ -33,6 +35,16 @@ def rejoined(plant, target):
     """A master that has started anew has to find its slaves again."""
     if target == "master":
         print(f"\nslave is back on the bus {plant.joined():.1f} s later", end="")
+
+
+@pytest.mark.parametrize("role", ["master", "slave"])
+def test_an_image_has_room_in_small_chips(plant, role):
+    """With MCUboot and SMP; a master with all 32 seats."""
+    boards = runpy.run_path(str(REPO / "tools" / "boards"))
+    flash, ram = boards["sizes"](plant.images[role].build / "zephyr" / "zephyr.elf")
+    print(f"\n{role}: {flash} bytes of flash, {ram} bytes of RAM", end="")
+    assert flash <= boards["ROOM"][role][0] * 1024
+    assert ram <= boards["ROOM"][role][1] * 1024
 
 
 @BOTH
