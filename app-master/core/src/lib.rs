@@ -719,7 +719,14 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                 node,
                 first,
                 ref cells,
-            } => self.handle_cells(now, node, first, cells),
+                temp,
+            } => {
+                let seat = self.seats.get_mut(node.index());
+                if let Some(place) = seat.and_then(|s| s.temps.0.get_mut(usize::from(first / 4))) {
+                    *place = temp;
+                }
+                self.handle_cells(now, node, first, cells);
+            }
             Message::TempChunk { node, first, temps } => {
                 if let Some(seat) = self.seats.get_mut(node.index()) {
                     for (place, temp) in seat.temps.0.iter_mut().skip(usize::from(first)).zip(temps)

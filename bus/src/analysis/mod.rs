@@ -12,7 +12,8 @@
 //! ```
 //!
 //! On CAN what comes at SYNC (summary, detail, state) is looked at apart from the ranges, which
-//! come half a cycle later and are less urgent.
+//! come half a cycle later and are less urgent. On CAN 2.0 a snapshot is looked at with them: all details of one
+//! cycle, and what comes until the second SYNC after it.
 
 pub mod can;
 mod serial;
@@ -22,6 +23,7 @@ use crate::e2e::DataId;
 use crate::join;
 use crate::master::{ORDER_BURST, prompt_burst};
 use crate::message::{BusKind, CanFrame, CanId, Capabilities, MAX_ANCHORS};
+use crate::schedule::SNAPSHOT;
 use crate::slave::ALARM_BURST;
 use crate::wire::class;
 use can::{CanErrors, Shape, Stream, Wire, load_ppm, longest, worst_response};
@@ -44,6 +46,8 @@ pub enum Kind {
     Summary,
     /// From SYNC until the master has this cycle's chunk of cells or temperatures.
     Detail,
+    /// From the SYNC of a snapshot until the master has all cells and temperatures of it.
+    Snapshot,
     /// From the instant of ranging until the master has the last range.
     Ranges,
     /// From SYNC until the master has summary, cells and temperatures.
@@ -61,6 +65,7 @@ impl Kind {
             Self::Order => "order",
             Self::Summary => "summary",
             Self::Detail => "detail",
+            Self::Snapshot => "snapshot",
             Self::Ranges => "ranges",
             Self::State => "state",
         }
@@ -157,7 +162,7 @@ pub const TRIP_DEADLINE: Duration = Duration::from_micros(500);
 /// their reasons, within this.
 pub const ALARM_DEADLINE: Duration = Duration::from_millis(10);
 /// Kinds that one bus has at most.
-const KINDS: usize = 9;
+const KINDS: usize = 10;
 /// Bits that receivers have a frame before the end of intermission: one of EOF and three.
 const AHEAD: u64 = 4;
 /// Bits of intermission, in which a mailbox can be filled without missing the next arbitration.
@@ -283,6 +288,9 @@ struct Census {
     slaves: u32,
     /// With cells or temperatures.
     detailed: u32,
+    /// Frames of a snapshot on CAN 2.0.
+    details: u32,
+    most_details: u32,
     /// Frames of ranges per cycle on CAN 2.0, and slaves that send them.
     pairs: u32,
     ranging: u32,
@@ -293,7 +301,9 @@ impl Census {
     fn count(&mut self, c: Capabilities) {
         let pairs = pairs(c);
         self.slaves += 1;
-        self.detailed += u32::from(c.cells > 0 || c.temps > 0);
+        self.detailed += u32::from(c.details() > 0);
+        self.details += u32::from(c.details());
+        self.most_details = self.most_details.max(c.details().into());
         self.pairs += pairs;
         self.ranging += u32::from(pairs > 0);
         self.most_pairs = self.most_pairs.max(pairs);
@@ -351,6 +361,8 @@ struct CanModel<'a> {
     assumed: &'a Assumptions,
     census: Census,
     sizes: [Sizes; SEATED.len()],
+    /// Of the details of a snapshot.
+    snapshot: Sizes,
     /// On CAN FD all ranges go in short frames.
     few: bool,
     bit: Duration,
@@ -404,6 +416,7 @@ impl<'a> CanModel<'a> {
             assumed,
             census: Census::default(),
             sizes: [Sizes::NONE; SEATED.len()],
+            snapshot: Sizes::NONE,
             few: slaves.clone().all(|c| pairs(c) <= 2),
             bit,
             fast,
@@ -422,7 +435,7 @@ impl<'a> CanModel<'a> {
         let nodes = (1..=NodeId::MAX.get()).filter_map(NodeId::new);
         for (node, c) in nodes.zip(slaves) {
             model.census.count(c);
-            let detail = u32::from(c.cells > 0 || c.temps > 0);
+            let detail = u32::from(c.details() > 0);
             let ranging = u32::from(c.anchors > 0);
             let counts = [1, 1, detail, pairs(c), 1, ranging];
             for (i, class) in SEATED.into_iter().enumerate() {
@@ -437,6 +450,9 @@ impl<'a> CanModel<'a> {
                 };
                 if let Some(sizes) = model.sizes.get_mut(i) {
                     sizes.add(length, *count);
+                }
+                if class == class::TEMPS {
+                    model.snapshot.add(length, c.details().into());
                 }
             }
         }
@@ -537,6 +553,17 @@ impl<'a> CanModel<'a> {
     /// All that is sent around SYNC (`at_sync`) or around the ranges (`at_ranges`), when SYNC comes
     /// up to `drift` after its beat.
     fn streams(&self, drift: Duration, at_sync: bool, at_ranges: bool) -> Streams {
+        self.streams_of(drift, at_sync, at_ranges, false)
+    }
+
+    /// The same with every detail at once (`snapshot`), or with one of each slave.
+    fn streams_of(
+        &self,
+        drift: Duration,
+        at_sync: bool,
+        at_ranges: bool,
+        snapshot: bool,
+    ) -> Streams {
         let Self {
             schedule, assumed, ..
         } = *self;
@@ -547,7 +574,10 @@ impl<'a> CanModel<'a> {
         let mut all = Streams::new();
         let mut add = |key, count: u32, class, period, jitter: Duration, early, behind: u32| {
             let behind = if slow { behind } else { 0 };
-            let sizes = self.sizes(class);
+            let sizes = match key {
+                key::DETAIL if snapshot => self.snapshot,
+                _ => self.sizes(class),
+            };
             let stream = Stream {
                 key,
                 count,
@@ -647,14 +677,21 @@ impl<'a> CanModel<'a> {
             (true, true) => add(key::STATE, n, class::STATE, cycle, sampling, drift, 1),
             (true, false) => {
                 add(key::SUMMARY, n, class::SUMMARY, cycle, sampling, drift, 1);
+                let (count, period, behind) = match snapshot {
+                    true => {
+                        let census = self.census;
+                        (census.details, cycle * SNAPSHOT.into(), census.most_details)
+                    }
+                    false => (detailed, cycle, 2),
+                };
                 add(
                     key::DETAIL,
-                    detailed,
+                    count,
                     class::TEMPS,
-                    cycle,
+                    period,
                     sampling,
                     drift,
-                    2,
+                    behind,
                 );
             }
             (false, _) => {}
@@ -730,6 +767,21 @@ impl<'a> CanModel<'a> {
                 .filter(|out| *out <= until_next(phase))
                 .or_else(|| together(second.clone(), &both))
         };
+        // Its details may be under way until the second SYNC after its own. The next ranges come in the next
+        // cycle, and wait for what is left of it if the bus was never free since; they have to be out by then,
+        // too, so that they meet none of their kind.
+        let end = Duration::from_nanos((cycle * 2).as_nanos().saturating_sub(drift.as_nanos()));
+        let snapshot = |at_ranges, key| {
+            let mut streams = self.streams_of(drift, true, at_ranges, true);
+            let ranges = streams.iter_mut().filter(|s| s.key == key::RANGES);
+            ranges.for_each(|s| (s.period, s.early) = (cycle * SNAPSHOT.into(), Duration::ZERO));
+            of(&streams, key).filter(|out| *out <= end)
+        };
+        let ranges_after = || {
+            let since = (cycle + phase).as_nanos();
+            let out = snapshot(true, key::RANGES)?.as_nanos();
+            Some(Duration::from_nanos(out.saturating_sub(since)))
+        };
         let mut bounds = heapless::Vec::new();
         let mut add = |kind, count: u32, response, deadline| {
             if count > 0 {
@@ -769,7 +821,13 @@ impl<'a> CanModel<'a> {
         } else {
             add(Kind::Summary, n, at_sync(key::SUMMARY), Some(beat));
             add(Kind::Detail, detailed, at_sync(key::DETAIL), Some(beat));
-            let ranges = ranges(key::RANGES);
+            let details = self.census.details;
+            let all = snapshot(false, key::DETAIL);
+            add(Kind::Snapshot, details, all, Some(end));
+            let mut ranges = ranges(key::RANGES);
+            if details > 0 {
+                ranges = ranges.zip(ranges_after()).map(|(a, b)| a.max(b));
+            }
             add(
                 Kind::Ranges,
                 self.census.pairs,

@@ -1,12 +1,12 @@
 //! RS485: the beacon fixes every place, so the bounds are read off the plan that both ends use.
 //!
 //! Looked at are all plans that the master can announce for these members: with none to two
-//! orders behind the beacon, and with one pair of management windows or more.
+//! orders behind the beacon, with or without asks, and with one pair of management windows or more.
 
 use super::{Analysis, Bound, Kind};
 use crate::Schedule;
 use crate::message::{Capabilities, Sync};
-use crate::superframe::{Beacon, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing};
+use crate::superframe::{Beacon, HEAD_ASKS, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing};
 use helio_units::{Duration, Instant};
 
 /// Join slots that every superframe keeps.
@@ -22,6 +22,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
         },
         orders: 0,
         pairs: 1,
+        asks: 0,
         depth: 0,
         stretched: false,
         roles: [Role::default(); 127],
@@ -38,19 +39,25 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
     let end = Instant::ZERO + cycle;
     let mut worst = Worst::default();
     let mut busy = head;
-    for orders in 0..=MAX_ORDERS as u8 {
+    let asks = if timing.asks_in_pair() > 0 {
+        HEAD_ASKS
+    } else {
+        0
+    };
+    let heads = (0..=MAX_ORDERS as u8).flat_map(|orders| [(orders, 0), (orders, asks)]);
+    for (orders, asks) in heads {
         for pairs in 1..=MAX_PAIRS {
-            beacon.orders = orders;
-            beacon.pairs = pairs;
+            (beacon.orders, beacon.asks, beacon.pairs) = (orders, asks, pairs);
             let plan = Plan::new(schedule, &beacon, end);
             // The master announces a second pair only when joining keeps its places.
             if pairs > 1 && plan.joins < JOINS {
                 break;
             }
             worst.see(&plan, end, &timing);
-            if pairs == 1 && orders == 0 {
-                busy = busy + busy_time(&plan, &timing);
-            }
+        }
+        if (orders, asks) == (0, 0) {
+            beacon.pairs = 1;
+            busy = head + busy_time(&Plan::new(schedule, &beacon, end), &timing);
         }
     }
     // A minislot that was just missed, and the first of the next superframe with all its orders.
@@ -60,10 +67,11 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
     let trip = gap + timing.brk + timing.guard;
     let fixed = |span: Duration| span + timing.guard;
     let state = worst.state_end;
-    // A second before what is left: windows, places to join, the next beacon.
+    // A second before what is left: windows, places to join, the next beacon. Asks take from those to join.
     let room = {
         let tail = timing.tail(JOINS, seats);
-        Duration::from_nanos(cycle.as_nanos().saturating_sub(tail.as_nanos()))
+        let room = Duration::from_nanos(cycle.as_nanos().saturating_sub(tail.as_nanos()));
+        room + worst.shift - worst.orders
     };
     let ranges = worst.ranges_end > Duration::ZERO;
     let mut bounds = heapless::Vec::new();
@@ -81,7 +89,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
         add(Kind::Alarm, count, fixed(alarm), Some(cycle * 2));
     }
     // Beacon and orders come in one run, which receivers take at its end.
-    add(Kind::Sync, 1, fixed(head + worst.shift), None);
+    add(Kind::Sync, 1, fixed(head + worst.orders), None);
     let order = cycle + head + worst.latest_head;
     add(Kind::Order, MAX_ORDERS as u32, fixed(order), None);
     if count > 0 {
@@ -92,6 +100,8 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
         let taken = worst.ranging;
         let response =
             Duration::from_nanos((worst.ranges_end.as_nanos()).saturating_sub(taken.as_nanos()));
+        // The windows stand before them.
+        let room = room + timing.pair();
         let left = Duration::from_nanos(room.as_nanos().saturating_sub(taken.as_nanos()));
         add(
             Kind::Ranges,
@@ -119,6 +129,8 @@ struct Worst {
     /// End of the latest slot of a state.
     state_end: Duration,
     longest_state: Duration,
+    /// All orders behind a beacon.
+    orders: Duration,
     /// How much later the same slot can be in another plan.
     shift: Duration,
     ranges_end: Duration,
@@ -135,6 +147,7 @@ impl Default for Worst {
             latest_head: Duration::ZERO,
             state_end: Duration::ZERO,
             longest_state: Duration::ZERO,
+            orders: Duration::ZERO,
             shift: Duration::ZERO,
             ranges_end: Duration::ZERO,
             ranging: Duration::from_nanos(u64::MAX),
@@ -152,7 +165,13 @@ impl Worst {
             match place {
                 Place::Head => {
                     self.latest_head = self.latest_head.max(minislot.since(end));
-                    self.shift = self.shift.max(plan.origin().since(end));
+                    self.orders = self.orders.max(plan.origin().since(end));
+                    self.shift = self.shift.max(self.orders);
+                }
+                Place::Asks => {
+                    let over = minislot + timing.brk + timing.guard;
+                    let usual = timing.guard * 2 + timing.brk;
+                    self.shift = self.shift.max(over.since(end) - usual);
                 }
                 Place::State(_) => {
                     self.state_end = self.state_end.max(frame_end.since(end));

@@ -207,6 +207,9 @@ fn poll_management<const SEATS: usize>(core: &mut Core<SEATS>, now: Instant) -> 
             return join::release(Some(node), uid, LeaveReason::Silence);
         }
     }
+    if core.schedule.is_reserved(core.cycle) {
+        return None;
+    }
     let (node, pdu) = core.next_pdu(now)?;
     CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
 }

@@ -406,11 +406,16 @@ impl<const SEATS: usize> Core<SEATS> {
         });
         self.cycle = self.cycle.wrapping_add(1);
         self.seats.cycle = self.cycle;
-        self.next_tag = self.next_tag.wrapping_add(1);
+        if !self.schedule.is_snapshot(self.cycle) {
+            self.next_tag = self.next_tag.wrapping_add(1);
+        }
     }
 
-    /// The tag of this cycle.
+    /// The tag of this cycle. In a snapshot there is no room for ranges.
     fn tag(&self) -> Option<TagId> {
+        if self.schedule.is_snapshot(self.cycle) {
+            return None;
+        }
         let turn = self.next_tag.checked_rem(self.tags.len())?;
         self.tags.get(turn).copied()
     }

@@ -4,6 +4,9 @@
 //! beacon + orders, then for each pair of windows: word to a slave -- its answer
 //!                  then for each join slot in which something is heard: assign, release or split
 //! ```
+//!
+//! Who was silent in its slot for ranges is asked behind the next beacon, who was in its slot for the state in
+//! the pair of windows behind the states. Another silent slot after that, and it is gone.
 
 use super::{Core, OrderCounters};
 use crate::Schedule;
@@ -12,8 +15,8 @@ use crate::message::*;
 use crate::segment::Numbers;
 use crate::slave::signal;
 use crate::superframe::{
-    self, Answer, Beacon, Bytes, Decoded, Extra, Frame, MAX_DEPTH, MAX_ORDERS, MAX_PAIRS, Parser,
-    Plan, Role, Timing,
+    self, Answer, Beacon, Bytes, Decoded, Extra, Frame, HEAD_ASKS, MAX_DEPTH, MAX_ORDERS,
+    MAX_PAIRS, Parser, Place, Plan, Role, Timing,
 };
 use helio_units::{Duration, Instant, NodeId, Uid};
 
@@ -32,6 +35,15 @@ pub(super) struct Serial<const SEATS: usize> {
     plan: Option<Plan>,
     /// Next pair of windows.
     pair: u8,
+    /// Places of the plan that were looked at, when they were over, for who was silent.
+    examined: usize,
+    /// End of a slot that decides whether somebody is gone.
+    watch: Option<Instant>,
+    /// Next ask behind the beacon; then, of so many, in the first pair of windows.
+    head_ask: u8,
+    pair_ask: (u8, u8),
+    /// A tag is ranged in this superframe.
+    tagged: bool,
     /// Whom the last pair asked.
     turn: usize,
     /// Members with whom datagrams were exchanged up to then: they are asked first, because an
@@ -71,6 +83,11 @@ impl<const SEATS: usize> Serial<SEATS> {
             beacon_due: false,
             plan: None,
             pair: 0,
+            examined: 0,
+            watch: None,
+            head_ask: 0,
+            pair_ask: (0, 0),
+            tagged: false,
             turn: 0,
             lively: (0, Instant::ZERO),
             joining: None,
@@ -157,8 +174,13 @@ impl<const SEATS: usize> Serial<SEATS> {
                     core.event(MasterEvent::Datagram(node));
                 }
             }
+            Frame::Here(node, uid) => core.seats.here(now, node, uid),
             // Our own kind: another master, or an echo.
-            Frame::Beacon(_) | Frame::Order(_) | Frame::Answer(_) | Frame::ToSlave(..) => {}
+            Frame::Beacon(_)
+            | Frame::Order(_)
+            | Frame::Answer(_)
+            | Frame::Ask(_)
+            | Frame::ToSlave(..) => {}
         }
     }
 
@@ -213,12 +235,79 @@ impl<const SEATS: usize> Serial<SEATS> {
         if self.early_at(core).is_some_and(|at| now >= at) {
             core.cycle_at = core.cycle_at.min(Some(now));
         }
+        if self.watch.is_some_and(|at| now >= at) {
+            self.examine(core, now);
+        }
+    }
+
+    /// Looks for who was silent in the slots that are over.
+    fn examine(&mut self, core: &mut Core<SEATS>, now: Instant) {
+        self.watch = None;
+        let Some(plan) = &self.plan else {
+            return;
+        };
+        for (place, start, minislot) in plan.places().skip(self.examined) {
+            let over = minislot + self.timing.guard;
+            let (node, ranges) = match place {
+                Place::State(node) => (Some(node), false),
+                Place::Ranges(node) => (Some(node).filter(|_| self.tagged), true),
+                _ => (None, false),
+            };
+            if now < over {
+                // The next one on which it depends.
+                if node.is_some_and(|node| core.seats.is_critical(node)) {
+                    self.watch = Some(over);
+                    break;
+                }
+                continue;
+            }
+            self.examined += 1;
+            if let Some(node) = node {
+                core.seats.slot_over(now, node, start, ranges);
+            }
+        }
+    }
+
+    /// When to ask next.
+    fn ask_at(&self) -> Option<Instant> {
+        let plan = self.plan.as_ref()?;
+        let (next, end) = self.pair_ask;
+        plan.ask(self.head_ask)
+            .or_else(|| plan.ask_in_pair(next).filter(|_| next < end))
+    }
+
+    /// The next ask, whomever it is for.
+    fn poll_ask(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
+        let at = self.ask_at().filter(|at| now >= *at)?;
+        let seats = core.schedule.seats;
+        let is_head = self.plan.as_ref()?.ask(self.head_ask).is_some();
+        match is_head {
+            true => self.head_ask += 1,
+            false => self.pair_ask.0 += 1,
+        }
+        if !self.in_time(at, now) {
+            return None;
+        }
+        let untried = || core.seats.untried().filter(|_| !is_head);
+        let node = core.seats.suspect().or_else(untried)?;
+        core.seats.asked(node);
+        self.parser.clear();
+        // Perhaps the next slot decides now.
+        self.examine(core, now);
+        let bytes = superframe::encode(&Frame::Ask(node), 0, seats);
+        Some(signal(at, &bytes, None))
     }
 
     pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
-        crate::slave::earliest([window, self.joining, self.early_at(core)])
+        crate::slave::earliest([
+            window,
+            self.joining,
+            self.early_at(core),
+            self.watch,
+            self.ask_at(),
+        ])
     }
 
     pub(super) fn poll(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
@@ -236,8 +325,21 @@ impl<const SEATS: usize> Serial<SEATS> {
             let bytes = superframe::encode(&Frame::Answer(answer), 0, seats);
             return self.in_time(at, now).then(|| signal(at, &bytes, None));
         }
+        if let Some(ask) = self.poll_ask(core, now) {
+            return Some(ask);
+        }
         let (at, _) = self.plan.as_ref()?.pair(self.pair).filter(|p| now >= p.0)?;
         self.pair += 1;
+        if self.pair == 1 {
+            self.examine(core, now);
+            let idle = self.lively.0 == 0 && !core.has_datagrams();
+            if core.seats.suspect().is_some() || idle && core.seats.untried().is_some() {
+                self.pair_ask = (0, self.timing.asks_in_pair());
+            }
+            if self.pair_ask.1 > 0 {
+                return self.poll_ask(core, now);
+            }
+        }
         if !self.in_time(at, now) {
             return None;
         }
@@ -257,6 +359,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     /// Beacon and orders, and the plan that follows from them.
     fn compose_beacon(&mut self, core: &mut Core<SEATS>, now: Instant) -> Bytes {
         let schedule = core.schedule;
+        self.examine(core, now);
         self.room = self.timing.room(&schedule, JOINS);
         let mut roles = [Role::default(); 127];
         let mut members = false;
@@ -295,6 +398,10 @@ impl<const SEATS: usize> Serial<SEATS> {
             },
             orders: orders.len() as u8,
             pairs: 0,
+            asks: match core.seats.suspect() {
+                Some(_) if self.timing.asks_in_pair() > 0 => HEAD_ASKS,
+                _ => 0,
+            },
             depth: self.depth,
             stretched: false,
             roles,
@@ -324,6 +431,11 @@ impl<const SEATS: usize> Serial<SEATS> {
         self.previous_us = (end.as_micros() & 0xfff_ffff) as u32;
         self.beacon_counter = self.beacon_counter.wrapping_add(1);
         self.pair = 0;
+        self.examined = 0;
+        self.watch = None;
+        self.head_ask = 0;
+        self.pair_ask = (0, 0);
+        self.tagged = beacon.sync.tag.is_some();
         self.groups = (1 << beacon.depth, 0);
         self.split = false;
         self.plan = Some(next);
