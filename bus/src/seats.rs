@@ -331,6 +331,22 @@ impl Seats {
         seat.is_some_and(|seat| matches!(seat.state, State::Offered { .. }))
     }
 
+    /// The device that is offered this seat.
+    pub fn offered_to(&self, node: NodeId) -> Option<Uid> {
+        match self.seats.get(node.index())?.state {
+            State::Offered { uid, .. } => Some(uid),
+            _ => None,
+        }
+    }
+
+    /// There is no room for the device that is offered this seat and believes by now that it has it.
+    pub fn turn_away(&mut self, now: Instant, node: NodeId) {
+        self.revert(node);
+        if let Some(seat) = self.seats.get_mut(node.index()) {
+            seat.vacated = Some(now);
+        }
+    }
+
     /// A device says in the slot of its seat that it has taken it (RS485).
     pub fn taken(
         &mut self,
@@ -839,7 +855,8 @@ impl Seats {
         }
     }
 
-    fn refuse(&mut self, uid: Uid, reason: LeaveReason) {
+    /// This device is to be told that there is nothing for it.
+    pub fn refuse(&mut self, uid: Uid, reason: LeaveReason) {
         if !self.duties.refuse.iter().any(|(known, _)| *known == uid) {
             // When full: who is not answered asks again.
             let _ = self.duties.refuse.push_back((uid, reason));

@@ -46,6 +46,8 @@ const ALL_RANGES_LEN: usize = HEAD + 34 + CHECK;
 const CLAIM_LEN: usize = HEAD + 11 + CHECK;
 const ANSWER_LEN: usize = HEAD + 8 + CHECK;
 const FRAGMENT_LEN: usize = STATE_LEN;
+/// What a slave says: summary or state, and ranges of few anchors or all.
+pub const LENGTHS: [usize; 4] = [SUMMARY_LEN, STATE_LEN, FEW_RANGES_LEN, ALL_RANGES_LEN];
 /// Anchors in a short frame of ranges.
 const FEW: usize = 4;
 /// Data bytes of a fragment.
@@ -630,7 +632,8 @@ impl Timing {
         self.bytes(len) + self.mini()
     }
 
-    fn mini(&self) -> Duration {
+    /// A minislot between its guards.
+    pub fn mini(&self) -> Duration {
         self.guard * 2 + self.brk
     }
 
@@ -651,17 +654,9 @@ impl Timing {
         windows + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
     }
 
-    /// What a slave with this role takes of a superframe.
-    pub fn share(&self, role: Role) -> Duration {
-        let of = |len: Option<usize>| len.map_or(Duration::ZERO, |len| self.slot(len));
-        of(role.state_len()) + of(role.ranges_len())
-    }
-
-    /// What a superframe with all its orders has for slaves.
-    pub fn room(&self, schedule: &Schedule, joins: u16) -> Duration {
-        let head = self.bytes(MAX_ORDERS * ORDER_LEN) + self.mini();
-        let gone = head + self.tail(joins, schedule.seats);
-        Duration::from_nanos(schedule.cycle.as_nanos().saturating_sub(gone.as_nanos()))
+    /// The most orders behind a beacon.
+    pub fn orders(&self) -> Duration {
+        self.bytes(MAX_ORDERS * ORDER_LEN)
     }
 
     /// Beacon alone.

@@ -91,8 +91,8 @@ pub fn run(command: Command) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes())?;
     if let (Err(overfull), Some(remedy)) = (verdict, remedy) {
         let file = args.scenario.display();
-        let what = refusal(&overfull);
-        return Err(BadInput::new(format!("{file}: {what}; {remedy}")).into());
+        let what = format!("{file}: this schedule does not fit: {overfull}; {remedy}");
+        return Err(BadInput::new(what).into());
     }
     let late = compared.is_some_and(|(_, rows)| rows.iter().any(|r| r.violations > 0));
     if late {
@@ -136,17 +136,6 @@ fn columns(schedule: &Schedule, slaves: &[Capabilities], refill: Duration) -> Ve
     let each = each.iter();
     each.map(|assumed| Analysis::new(schedule, slaves.iter().copied(), assumed))
         .collect()
-}
-
-fn refusal(Overfull(bound): &Overfull) -> String {
-    let us = |d: Option<Duration>| d.map_or("no bound".into(), |d| format!("{} us", d.as_micros()));
-    format!(
-        "this schedule does not fit: {} ({} of them) would take {}, and {} is the most",
-        bound.kind.name(),
-        bound.count,
-        us(bound.response),
-        us(bound.deadline),
-    )
 }
 
 /// What would help, best first.

@@ -1241,6 +1241,9 @@ fn note(stats: &mut Stats, units: &[Unit], number: u32, at: Instant, event: &Eve
     {
         text = fault.name().to_string();
     }
+    if let What::Refused(breaks) = event.what {
+        text = format!("no seat: {breaks}");
+    }
     if let Some(alarm) = event.alarm {
         let state = if alarm.active { "active" } else { "over" };
         let severity = northbound::severity(alarm.severity);
