@@ -75,6 +75,8 @@ pub enum Extended<'a> {
         node: Option<NodeId>,
         uid: Option<Uid>,
         reason: LeaveReason,
+        /// Then `uid`, if it sits on `node`, says so at once.
+        prompt: bool,
     },
     /// The slave has taken its seat.
     Confirm {
@@ -283,6 +285,7 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
             node,
             uid,
             reason: reason(u8::try_from(code).ok()?)?,
+            prompt,
         }),
     }
 }
@@ -329,7 +332,9 @@ mod tests {
                 Extended::Assign { node, uid, prompt } => {
                     (1 | u8::from(prompt) << 7, node.get(), uid.get())
                 }
-                Extended::Release { node, uid, reason } => (
+                Extended::Release {
+                    node, uid, reason, ..
+                } => (
                     10 + reason_code(reason),
                     node.map_or(0, NodeId::get),
                     uid.map_or(0, Uid::get),

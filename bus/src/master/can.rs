@@ -23,7 +23,7 @@ pub(super) struct Can {
     order_budget: Budget,
     /// Nor may prompt assignments, once there is cyclic data.
     prompt_budget: Budget,
-    /// Whose assignment is in the mailbox for prompt ones.
+    /// Whose assignment, or question, is in the mailbox for prompt ones.
     assigning: Option<NodeId>,
     /// Devices that are told promptly that there is no room, as they take themselves for members.
     turned_away: Deque<Uid, 4>,
@@ -175,11 +175,18 @@ impl Can {
             Mailbox::Urgent => self.poll_urgent(core, now),
             // A mailbox of its own: in the last one a datagram may wait for everything cyclic.
             Mailbox::Cyclic => {
-                if core.seats.has_probes() && self.prompt_budget.take(now) {
-                    core.seats.probe_promptly();
+                if core.seats.has_hurry() && self.prompt_budget.take(now) {
+                    core.seats.hurry();
                 }
                 if let Some(uid) = self.turned_away.pop_front() {
                     return join::release(None, Some(uid), LeaveReason::Full, true);
+                }
+                if core.seats.has_questions()
+                    && self.prompt_budget.take(now)
+                    && let Some((node, uid)) = core.seats.next_question()
+                {
+                    self.assigning = Some(node);
+                    return join::release(Some(node), Some(uid), LeaveReason::Silence, true);
                 }
                 let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
                 self.assigning = Some(node);

@@ -131,6 +131,39 @@ fn a_full_rack_joins_every_bus_and_loses_nothing() {
 }
 
 #[test]
+fn as_many_slaves_as_there_are_seats_join_can_fd_and_rs485_at_4_mbaud() {
+    for (kind, cycle_ms) in [(BusKind::CanFd, 30.0), (BusKind::Rs485At4M, 27.0)] {
+        let mut scenario = load("rack-127");
+        scenario.set_bus(kind);
+        scenario.set_cycle_ms(cycle_ms);
+        scenario.set_duration_s(2.0);
+        let report = run(scenario);
+        assert_healthy(&report);
+        assert_eq!(report.racks[0].members, 127, "{}", report.bus);
+    }
+}
+
+#[test]
+fn a_bus_that_is_too_full_for_its_slaves_takes_those_that_fit_and_names_the_others() {
+    let mut scenario = load("rack-127");
+    scenario.set_bus(BusKind::Can1M);
+    scenario.set_duration_s(1.5);
+    let report = run(scenario);
+    let rack = &report.racks[0];
+    assert_eq!(rack.members, 37);
+    let refused: Vec<_> = of_master(&report, 1)
+        .filter(|h| h.what == "refused")
+        .collect();
+    assert!(refused.len() >= 90, "{}", refused.len());
+    let text = "no seat: ranges (38 of them) would take ";
+    assert!(
+        refused.iter().all(|h| h.text.starts_with(text)),
+        "{:?}",
+        refused[0]
+    );
+}
+
+#[test]
 fn without_a_fault_slaves_join_and_are_connected_and_nothing_else_happens() {
     let report = run_for("rack-32", 8.0);
     assert_healthy(&report);
