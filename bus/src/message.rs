@@ -28,6 +28,20 @@ pub struct Capabilities {
     pub anchors: u8,
 }
 
+impl Capabilities {
+    /// Frames that cells and temperatures take on CAN 2.0: four cells and a temperature each, then six
+    /// temperatures each.
+    pub const fn details(self) -> u8 {
+        let fours = self.fours();
+        fours + self.temps.saturating_sub(fours).div_ceil(6)
+    }
+
+    /// Those of them with cells.
+    pub(crate) const fn fours(self) -> u8 {
+        self.cells.div_ceil(4)
+    }
+}
+
 /// Life of a slave as it states it in every summary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SlaveState {
@@ -119,7 +133,7 @@ impl Default for Temperatures {
 pub struct State {
     /// Sent every cycle.
     pub summary: Summary,
-    /// Sent every cycle on CAN FD and RS485, in turn on CAN 2.0.
+    /// Sent every cycle on CAN FD and RS485; in turn, and now and then all at once, on CAN 2.0.
     pub cells: Cells,
     /// As `cells`.
     pub temps: Temperatures,
@@ -200,7 +214,8 @@ pub enum Message {
     Command(Command),
     /// Every cycle.
     Summary(NodeId, Summary),
-    /// Cells `first..first + 4` (CAN 2.0).
+    /// Cells `first..first + 4` and the sensor `first / 4` (CAN 2.0). Of four that differ by more than half a
+    /// volt the wire carries steps of 8 mV.
     CellChunk {
         /// Who.
         node: NodeId,
@@ -208,12 +223,14 @@ pub enum Message {
         first: u8,
         /// In order; past the last cell `None`.
         cells: [Option<Millivolts>; 4],
+        /// `None` where there is no such sensor, too.
+        temp: Option<DeciCelsius>,
     },
-    /// Sensors `first..first + 6` (CAN 2.0).
+    /// Sensors `first..first + 6`, which no chunk of cells has (CAN 2.0).
     TempChunk {
         /// Who.
         node: NodeId,
-        /// `0` or `6`.
+        /// `0..=7`.
         first: u8,
         /// In order; past the last sensor `None`.
         temps: [Option<DeciCelsius>; 6],
@@ -349,7 +366,7 @@ pub enum Mailbox {
     Urgent,
     /// Cyclic data; at the master prompt assignments.
     Cyclic,
-    /// Joining and management.
+    /// Joining, management, and what waits for everything else that is cyclic.
     Management,
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!      SYNC                            SYNC + ranges_phase              next SYNC
 //! CAN   | sample | summary, one detail     | range | range chunks           |
+//!       | sample | summary, all details                                     |   now and then
 //! FD    | sample | state                   | range | all ranges             |
 //! ```
 //!
@@ -10,7 +11,13 @@
 
 use crate::message::{BusKind, Capabilities};
 use crate::superframe::{Timing, shortest};
+use core::ops::Range;
 use helio_units::Duration;
+
+/// CAN 2.0: from one cycle in which slaves say everything to the next. It divides the 256 numbers of
+/// cycles. What a snapshot tells is up to a cycle old; this seldom, of all values that the master gets
+/// fewer than 1 % are. No tag is ranged in such a cycle, and no datagram goes on then or in the next.
+pub(crate) const SNAPSHOT: u8 = 128;
 
 /// Timing of one bus; equal at the master and all slaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +89,7 @@ impl Schedule {
                 BusKind::CanFd => part(cycle, 220),
                 _ => part(cycle, 250),
             },
-            master_silence: cycle * 3,
+            master_silence: master_silence(kind, cycle),
             join_retry: us(if kind == BusKind::Can500k {
                 20_000
             } else {
@@ -131,7 +138,7 @@ impl Schedule {
             sample_grace: scale(self.sample_grace),
             silence: silence(self.kind, cycle),
             ranging_silence: scale(self.ranging_silence),
-            master_silence: cycle * 3,
+            master_silence: master_silence(self.kind, cycle),
             join_retry: scale(self.join_retry),
             ..self
         }
@@ -142,12 +149,44 @@ impl Schedule {
         self.kind == BusKind::CanFd
     }
 
-    /// Cyclic frames that a slave sends in one cycle on CAN.
+    /// Whether slaves say all their details in the cycle of this number, all measured at its SYNC
+    /// (CAN 2.0; elsewhere they always do, in one frame).
+    pub const fn is_snapshot(&self, cycle: u8) -> bool {
+        matches!(self.kind, BusKind::Can500k | BusKind::Can1M) && cycle.is_multiple_of(SNAPSHOT)
+    }
+
+    /// From one of those cycles to the next.
+    pub const fn snapshot_cycles(&self) -> u8 {
+        SNAPSHOT
+    }
+
+    /// Whether what was measured at a snapshot's SYNC may still be under way: in that cycle and the next.
+    pub(crate) const fn after_snapshot(&self, cycle: u8) -> bool {
+        self.is_snapshot(cycle) || self.is_snapshot(cycle.wrapping_sub(1))
+    }
+
+    /// Those of its `count` details that a slave says in the cycle of this number. One in turn, after a
+    /// snapshot and a pause for its end; a round that would not be complete before the next snapshot is left
+    /// out.
+    pub(crate) fn details_in(&self, cycle: u8, count: u8) -> Range<u8> {
+        let place = cycle % SNAPSHOT;
+        let turn = place.saturating_sub(2);
+        let rounds = (SNAPSHOT - 2).checked_div(count).unwrap_or(0);
+        match place {
+            _ if self.fd() || !self.can() => 0..0,
+            0 => 0..count,
+            1 => 0..0,
+            _ if turn >= rounds * count => 0..0,
+            _ => turn % count..turn % count + 1,
+        }
+    }
+
+    /// Cyclic frames that a slave sends in one cycle on CAN, but for a snapshot.
     pub(crate) fn frames_per_cycle(&self, c: Capabilities) -> u16 {
         if self.fd() {
             1 + u16::from(c.anchors > 0)
         } else {
-            let detail = c.cells > 0 || c.temps > 0;
+            let detail = c.details() > 0;
             1 + u16::from(detail) + u16::from(c.anchors.min(16)).div_ceil(2)
         }
     }
@@ -173,6 +212,15 @@ fn silence(kind: BusKind, cycle: Duration) -> Duration {
         // Three missing, and the third had its chance to come. On CAN it was asked meanwhile.
         BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
         _ => cycle * 2,
+    }
+}
+
+/// A slave that has not heard the master for so long gives up its seat: two SYNCs may be lost, and the third
+/// comes when it comes by a clock that is a little slower.
+fn master_silence(kind: BusKind, cycle: Duration) -> Duration {
+    match kind {
+        BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 310),
+        _ => cycle * 3,
     }
 }
 
@@ -221,6 +269,33 @@ mod tests {
                 assert!(schedule.ranges_phase < schedule.cycle);
             }
         }
+    }
+
+    #[test]
+    fn from_one_snapshot_to_the_next_every_detail_comes_equally_often_in_whole_rounds() {
+        let schedule = Schedule::for_bus(BusKind::Can1M);
+        for count in 1..=6 {
+            let mut said = std::vec![];
+            for cycle in 0..=255u8 {
+                let details = schedule.details_in(cycle, count);
+                match (schedule.is_snapshot(cycle), details.len()) {
+                    (true, len) => assert_eq!(len, usize::from(count)),
+                    (false, 1) => assert!(!schedule.after_snapshot(cycle)),
+                    (false, len) => assert_eq!(len, 0),
+                }
+                said.extend(details);
+            }
+            let rounds = said.chunks(count.into());
+            assert!(
+                rounds
+                    .clone()
+                    .all(|round| round.iter().copied().eq(0..count))
+            );
+            assert!(rounds.len() >= 2 * (1 + 120 / usize::from(count)));
+        }
+        assert!(schedule.details_in(7, 0).is_empty() && schedule.details_in(0, 0).is_empty());
+        let fd = Schedule::for_bus(BusKind::CanFd);
+        assert!(!fd.is_snapshot(0) && fd.details_in(0, 4).is_empty());
     }
 
     #[test]

@@ -23,8 +23,6 @@ use crate::wire::class;
 use heapless::Deque;
 use helio_units::{Duration, Instant, NodeId, Uid};
 
-/// Seats that the table holds.
-pub const SEATS: usize = 127;
 /// Assignments sent before a device counts as gone.
 const TRIES: u8 = 4;
 /// An offer on RS485 stands for so many cycles.
@@ -45,22 +43,42 @@ const PROBE_AGAIN: u64 = 9;
 const QUESTIONS: u8 = 2;
 /// Signs of life that count while nothing cyclic comes.
 const PROBES: u8 = 8;
+/// RS485: who was silent in so many of its slots, and did not answer as many asks, is gone.
+const SILENT: u8 = 2;
+/// So many that are silent at once are victims of a disturbance, and left to their silence.
+const DISTURBED: usize = 4;
+/// Answers that count while nothing cyclic comes: two beacons may be lost.
+const HERE: u8 = 4;
+/// Asks without an answer, after which no more are needed.
+const ASKED: u8 = 3;
 /// Longest quarantine.
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60);
 /// A device that behaved for so long starts again with the shortest quarantine.
 const FORGIVEN: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug)]
-pub struct Seat {
+struct Seat {
     state: State,
     /// Doublings of the next quarantine.
     level: u8,
     /// End of the last quarantine.
     released: Instant,
-    /// Counters per class.
-    receivers: [Receiver; 16],
+    /// Counters of what slaves say, see [`receiver_of`].
+    receivers: [Receiver; RECEIVERS],
     /// Last sign of life.
     heard: Instant,
+    /// RS485: slots and asks since then in which nothing came.
+    silent: u8,
+    unanswered: u8,
+    /// Enough of both, while hardly anybody else was silent.
+    gone: bool,
+    /// It has answered an ask: its hardware is quick enough, so that no answer means something.
+    answers: bool,
+    /// Asks meant to find that out.
+    tried: u8,
+    /// It was silent in its slot for ranges, and perhaps has none: from then on those slots tell nothing,
+    /// until one is used.
+    mute: bool,
     /// When its last occupant was given up. For as long as a slave lives without the master, it may not know.
     vacated: Option<Instant>,
     /// The cycle in which its member joined: it says nothing cyclic before the next.
@@ -148,8 +166,9 @@ pub enum Heard {
     Babble,
 }
 
+/// The table, with room for so many seats.
 #[cfg_attr(feature = "model", derive(Clone))]
-pub struct Seats {
+pub struct Seats<const SEATS: usize> {
     seats: [Seat; SEATS],
     duties: Duties,
     /// When [`Self::scan`] has something to do, at the earliest.
@@ -164,8 +183,14 @@ const EMPTY: Seat = Seat {
     state: State::Free,
     level: 0,
     released: Instant::ZERO,
-    receivers: [Receiver::Nothing; 16],
+    receivers: [Receiver::Nothing; RECEIVERS],
     heard: Instant::ZERO,
+    silent: 0,
+    unanswered: 0,
+    gone: false,
+    answers: false,
+    tried: 0,
+    mute: false,
     vacated: None,
     joined: None,
     window: 0,
@@ -174,7 +199,7 @@ const EMPTY: Seat = Seat {
     frames: 0,
 };
 
-impl Seats {
+impl<const SEATS: usize> Seats<SEATS> {
     pub const fn new() -> Self {
         Self {
             seats: [EMPTY; SEATS],
@@ -454,8 +479,11 @@ impl Seats {
             told: (0, now),
         };
         seat.heard = now;
+        (seat.silent, seat.unanswered) = (0, 0);
+        (seat.gone, seat.mute) = (false, false);
+        (seat.answers, seat.tried) = (false, 0);
         seat.joined = Some(self.cycle);
-        seat.receivers = [Receiver::Nothing; 16];
+        seat.receivers = [Receiver::Nothing; RECEIVERS];
         seat.frames = 0;
         seat.states = 0;
         seat.alarms = 0;
@@ -524,6 +552,10 @@ impl Seats {
         }
         // In one of our cycles an honest slave speaks at most twice, once late and once in time.
         let nominal = schedule.frames_per_cycle(device.capabilities);
+        let all = match schedule.after_snapshot(self.cycle) {
+            true => device.capabilities.details().into(),
+            false => 0,
+        };
         let babbles = match class {
             class::ALARM => {
                 seat.alarms = seat.alarms.saturating_add(1);
@@ -536,22 +568,105 @@ impl Seats {
             }
             _ => {
                 seat.frames = seat.frames.saturating_add(1);
-                seat.frames > 2 * nominal + 2
+                seat.frames > 2 * nominal + 2 + all
             }
         };
         if babbles {
             return Heard::Babble;
         }
-        let Some(receiver) = seat.receivers.get_mut(usize::from(class)) else {
+        let place = receiver_of(class);
+        let Some(receiver) = place.and_then(|place| seat.receivers.get_mut(place)) else {
             return Heard::Stranger;
         };
         match receiver.check(counter.0, counter.1) {
             Verdict::Fresh { lost } => {
                 seat.heard = now;
+                (seat.silent, seat.unanswered, seat.gone) = (0, 0, false);
+                if matches!(class, class::RANGES | class::ALL_RANGES) {
+                    seat.mute = false;
+                }
                 Heard::Fresh(lost)
             }
             Verdict::Repeated => Heard::Fault(E2eFault::Repeated),
             Verdict::Sequence => Heard::Fault(E2eFault::Sequence),
+        }
+    }
+
+    /// RS485: a slot that began at `since` is over; it was one for ranges, or for the state.
+    pub fn slot_over(&mut self, now: Instant, node: NodeId, since: Instant, ranges: bool) {
+        let Some(seat) = self.seats.get_mut(node.index()) else {
+            return;
+        };
+        // Who never was heard in its slot is left to its silence: perhaps two devices speak there at once.
+        let member = matches!(seat.state, State::Member { .. }) && seat.joined.is_none();
+        if member && seat.heard < since && !(ranges && seat.mute) {
+            seat.silent = seat.silent.saturating_add(1);
+            seat.mute |= ranges && seat.silent == 1;
+            let gone = seat.answers && seat.silent >= SILENT && seat.unanswered >= SILENT;
+            if gone
+                && !self.is_disturbed()
+                && let Some(seat) = self.seats.get_mut(node.index())
+            {
+                seat.gone = true;
+                self.scan_by(now);
+            }
+        }
+    }
+
+    /// RS485: whether so many are silent that it is not for them.
+    fn is_disturbed(&self) -> bool {
+        let silent = |seat: &&Seat| seat.silent > 0 && matches!(seat.state, State::Member { .. });
+        self.seats.iter().filter(silent).count() >= DISTURBED
+    }
+
+    /// RS485: the member to be asked next, as it was silent in a slot.
+    pub fn suspect(&self) -> Option<NodeId> {
+        let silent = |seat: &&Seat| {
+            let member = matches!(seat.state, State::Member { .. });
+            member && seat.silent > 0 && seat.unanswered < ASKED
+        };
+        let seats = self.seats.iter().zip(1..);
+        let (_, raw) = seats
+            .filter(|(seat, _)| silent(seat))
+            .min_by_key(|(seat, _)| seat.unanswered)?;
+        NodeId::new(raw)
+    }
+
+    /// RS485: a member of which it is not known yet whether it can answer.
+    pub fn untried(&self) -> Option<NodeId> {
+        let untried = |seat: &Seat| {
+            let member = matches!(seat.state, State::Member { .. }) && seat.joined.is_none();
+            member && !seat.answers && seat.tried < ASKED
+        };
+        let index = self.seats.iter().position(untried)?;
+        NodeId::new(index as u8 + 1)
+    }
+
+    /// RS485: whether one more silent slot means that this member is gone.
+    pub fn is_critical(&self, node: NodeId) -> bool {
+        let seat = self.seats.get(node.index());
+        seat.is_some_and(|seat| seat.unanswered >= SILENT && seat.silent + 1 >= SILENT)
+    }
+
+    /// RS485: a member was asked.
+    pub fn asked(&mut self, node: NodeId) {
+        if let Some(seat) = self.seats.get_mut(node.index()) {
+            seat.unanswered = seat.unanswered.saturating_add(1);
+            seat.tried = seat.tried.saturating_add(1);
+        }
+    }
+
+    /// RS485: a member answers that it is there.
+    pub fn here(&mut self, now: Instant, node: NodeId, uid: u16) {
+        if let Some(seat) = self.seats.get_mut(node.index())
+            && let State::Member { device, probes, .. } = &mut seat.state
+            && device.uid.get() as u16 == uid
+            && *probes < HERE
+        {
+            *probes += 1;
+            seat.answers = true;
+            seat.heard = now;
+            (seat.silent, seat.unanswered, seat.gone) = (0, 0, false);
         }
     }
 
@@ -703,7 +818,7 @@ impl Seats {
         let again = part(silence, PROBE_AGAIN);
         let unanswered = told.0 >= asked(schedule.kind) && now >= told.1 + again;
         let asked = !schedule.can() || unanswered || now >= dead_at + silence;
-        if restarted || now >= dead_at && asked {
+        if restarted || seat.gone || now >= dead_at && asked {
             seat.state = State::Vacant { device: *device };
             seat.vacated = Some(now);
             if restarted {
@@ -950,7 +1065,7 @@ impl Seats {
     #[cfg(feature = "model")]
     pub fn forget(&mut self) {
         for seat in &mut self.seats {
-            seat.receivers = [Receiver::Nothing; 16];
+            seat.receivers = [Receiver::Nothing; RECEIVERS];
             (seat.window, seat.states, seat.alarms, seat.frames) = (0, 0, 0, 0);
             seat.joined = None;
         }
@@ -974,6 +1089,13 @@ impl Seats {
                 released,
                 receivers,
                 heard,
+                // Always the same on CAN.
+                silent: _,
+                unanswered: _,
+                gone: _,
+                answers: _,
+                tried: _,
+                mute: _,
                 vacated,
                 joined,
                 window,
@@ -1084,6 +1206,18 @@ fn challenge(schedule: &Schedule) -> Duration {
     match schedule.can() {
         true => part(schedule.cycle, 250),
         false => part(schedule.cycle, 96),
+    }
+}
+
+/// Classes that slaves count.
+const RECEIVERS: usize = 11;
+
+/// The place of a class among those: cyclic ones, then alarms.
+fn receiver_of(class: u8) -> Option<usize> {
+    match class {
+        class::ALARM => Some(RECEIVERS - 1),
+        class::SUMMARY..=class::ALL_RANGES => Some(usize::from(class - class::SUMMARY)),
+        _ => None,
     }
 }
 

@@ -1,9 +1,13 @@
 //! RS485: how frames are spelt, and where in the superframe everything has its place.
 //!
 //! ```text
-//! beacon+orders |m| state 1 |m| state 2 |m| ... | ranges 1 |m| ... | to slave |m| to master |m| ... | join |m| join |m| ...
-//! master         '- minislot: whoever trips holds the line low      '- master's window, one pair or more   '- claim, answer
+//! beacon+orders |m| asks |m| state 1 |m| ... | to slave |m| to master |m| ranges 1 |m| ... | more pairs | join |m| join |m| ...
+//! master         |  '- if any         '- a pair of windows, or asks                                    '- claim, answer
+//!                '- minislot: whoever trips holds the line low
 //! ```
+//!
+//! Who was silent in its slot is asked at the next opportunity, in the pair between states and ranges or behind
+//! the beacon, and answers at once, even if it heard no beacon: `ask | guard | here | guard`.
 //!
 //! The beacon tells which seats speak and how long they are, so everyone who heard it knows
 //! every place until the next one; who did not hear it is silent. Between two senders lies a
@@ -32,6 +36,8 @@ mod kind {
     pub const ALL_RANGES: u8 = 0xa0 | class::ALL_RANGES;
     pub const CLAIM: u8 = 0xc1;
     pub const ANSWER: u8 = 0xc2;
+    pub const ASK: u8 = 0xd1;
+    pub const HERE: u8 = 0xd2;
     pub const TO_SLAVE: u8 = 0xc4;
     pub const TO_MASTER: u8 = 0xc8;
 }
@@ -45,6 +51,8 @@ const FEW_RANGES_LEN: usize = HEAD + 10 + CHECK;
 const ALL_RANGES_LEN: usize = HEAD + 34 + CHECK;
 const CLAIM_LEN: usize = HEAD + 11 + CHECK;
 const ANSWER_LEN: usize = HEAD + 8 + CHECK;
+const ASK_LEN: usize = HEAD + CHECK;
+const HERE_LEN: usize = HEAD + 1 + CHECK;
 const FRAGMENT_LEN: usize = STATE_LEN;
 /// What a slave says: summary or state, and ranges of few anchors or all.
 pub const LENGTHS: [usize; 4] = [SUMMARY_LEN, STATE_LEN, FEW_RANGES_LEN, ALL_RANGES_LEN];
@@ -54,6 +62,8 @@ const FEW: usize = 4;
 pub const FRAGMENT_DATA: usize = FRAGMENT_LEN - HEAD - CHECK - 4;
 /// Orders that follow a beacon at most.
 pub const MAX_ORDERS: usize = 2;
+/// Asks behind a beacon. They take the place of a join slot, or where guards are long of two.
+pub const HEAD_ASKS: u8 = 2;
 /// Window pairs that a beacon can announce.
 pub const MAX_PAIRS: u8 = 15;
 /// A stretched superframe in hundredths of a cycle: enough for nearly every 32 that claim at once.
@@ -111,6 +121,8 @@ pub struct Beacon {
     pub orders: u8,
     /// Pairs of management windows.
     pub pairs: u8,
+    /// Asks behind the orders.
+    pub asks: u8,
     /// Slaves that want to join start in one of `2^depth` groups.
     pub depth: u8,
     /// Nobody has a seat yet: this superframe is longer, for more places to join.
@@ -186,6 +198,10 @@ pub enum Frame {
         description: Description,
     },
     Answer(Answer),
+    /// A member is asked for a sign of life.
+    Ask(NodeId),
+    /// Its answer, with the lowest part of its id.
+    Here(NodeId, u16),
     ToSlave(NodeId, Fragment),
     ToMaster(NodeId, Fragment),
 }
@@ -201,6 +217,8 @@ pub fn length(kind: u8, seats: u8) -> Option<usize> {
         kind::ALL_RANGES => ALL_RANGES_LEN,
         kind::CLAIM => CLAIM_LEN,
         kind::ANSWER => ANSWER_LEN,
+        kind::ASK => ASK_LEN,
+        kind::HERE => HERE_LEN,
         kind::TO_SLAVE | kind::TO_MASTER => FRAGMENT_LEN,
         _ => return None,
     })
@@ -215,6 +233,7 @@ pub fn is_for_master(kind: u8) -> bool {
             | kind::FEW_RANGES
             | kind::ALL_RANGES
             | kind::CLAIM
+            | kind::HERE
             | kind::TO_MASTER
     )
 }
@@ -232,11 +251,12 @@ fn data_id(kind: u8, node: u8) -> DataId {
 }
 
 /// Spells a frame. `seats` fixes the length of a beacon. The reason of a release travels as the
-/// counter.
+/// counter, and a part of the id of who is here.
 pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
     let counter = match frame {
         Frame::Answer(Answer::Release { reason, .. }) => reason_code(*reason),
         Frame::Answer(_) => 0,
+        Frame::Here(_, uid) => *uid as u8,
         _ => counter,
     };
     let (kind, node) = match frame {
@@ -252,6 +272,8 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
         Frame::Confirm { node, .. } => (kind::CLAIM, node.get()),
         Frame::Answer(Answer::Assign { node, .. }) => (kind::ANSWER, node.get()),
         Frame::Answer(_) => (kind::ANSWER, 0),
+        Frame::Ask(node) => (kind::ASK, node.get()),
+        Frame::Here(node, _) => (kind::HERE, node.get()),
         Frame::ToSlave(node, _) => (kind::TO_SLAVE, node.get()),
         Frame::ToMaster(node, _) => (kind::TO_MASTER, node.get()),
     };
@@ -262,7 +284,7 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
             w.put(beacon.pairs.into(), 4);
             w.put(beacon.depth.into(), 3);
             w.put(beacon.stretched.into(), 1);
-            w.put(0, 2);
+            w.put(beacon.asks.into(), 2);
             let roles = beacon.roles.iter().take(seats.into());
             roles.for_each(|role| w.put(role.0.into(), 4));
         }
@@ -289,6 +311,8 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
             put_uid(w, Some(*uid));
         }
         Frame::Answer(Answer::Split) => put_uid(w, None),
+        Frame::Ask(_) => {}
+        Frame::Here(_, uid) => w.put((*uid >> 8).into(), 8),
         Frame::ToSlave(_, fragment) | Frame::ToMaster(_, fragment) => put_fragment(w, fragment),
     })
 }
@@ -343,9 +367,9 @@ pub fn decode(bytes: &[u8], seats: u8) -> Option<Decoded> {
                 pairs: r.take(4) as u8,
                 depth: r.take(3) as u8,
                 stretched: r.flag(),
+                asks: r.take(2) as u8,
                 roles: [Role(0); 127],
             };
-            r.take(2);
             let roles = beacon.roles.iter_mut().take(seats.into());
             roles.for_each(|role| *role = Role(r.take(4) as u8));
             Frame::Beacon(beacon)
@@ -389,6 +413,8 @@ pub fn decode(bytes: &[u8], seats: u8) -> Option<Decoded> {
             (None, None, None) => Answer::Split,
             _ => return None,
         }),
+        kind::ASK => Frame::Ask(seat?),
+        kind::HERE => Frame::Here(seat?, u16::from_le_bytes([*counter, r.take(8) as u8])),
         kind::TO_SLAVE => Frame::ToSlave(seat?, take_fragment(r)?),
         kind::TO_MASTER => Frame::ToMaster(seat?, take_fragment(r)?),
         _ => return None,
@@ -469,6 +495,7 @@ pub fn encode_message(message: &Message, counter: u8, seats: u8) -> Option<Bytes
             sync,
             orders: 0,
             pairs: 0,
+            asks: 0,
             depth: 0,
             stretched: false,
             roles: [Role::default(); 127],
@@ -499,6 +526,8 @@ pub fn decode_message(bytes: &[u8], seats: u8) -> Option<wire::Decoded> {
         Frame::Claim { .. }
         | Frame::Confirm { .. }
         | Frame::Answer(_)
+        | Frame::Ask(_)
+        | Frame::Here(..)
         | Frame::ToSlave(..)
         | Frame::ToMaster(..) => return None,
     };
@@ -637,9 +666,26 @@ impl Timing {
         self.guard * 2 + self.brk
     }
 
+    /// An ask, its answer and the guard behind each.
+    pub fn ask(&self) -> Duration {
+        self.bytes(ASK_LEN + HERE_LEN) + self.guard * 2
+    }
+
+    /// Asks that fit into a pair of windows, in each half the same. None where the guard is long: there only
+    /// silence tells.
+    pub fn asks_in_pair(&self) -> u8 {
+        let each = (self.bytes(FRAGMENT_LEN).as_nanos()).checked_div(self.ask().as_nanos());
+        2 * each.unwrap_or(0) as u8
+    }
+
     /// A join slot: claim, guard, answer, minislot.
     fn join(&self) -> Duration {
         self.bytes(CLAIM_LEN) + self.guard + self.slot(ANSWER_LEN)
+    }
+
+    /// A pair of windows.
+    pub fn pair(&self) -> Duration {
+        self.slot(FRAGMENT_LEN) * 2
     }
 
     /// From the start of a join slot to the master's answer.
@@ -650,8 +696,7 @@ impl Timing {
     /// What a superframe needs behind its slots: a pair of windows, so many places to join, and the
     /// next beacon.
     pub fn tail(&self, joins: u16, seats: u8) -> Duration {
-        let windows = self.slot(FRAGMENT_LEN) * 2;
-        windows + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
+        self.pair() + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
     }
 
     /// The most orders behind a beacon.
@@ -673,7 +718,7 @@ pub fn shortest(schedule: &Schedule, c: Capabilities, count: u8, joins: u64) -> 
     let of = |len: Option<usize>| len.map_or(Duration::ZERO, |len| t.slot(len));
     let slaves = (of(role.state_len()) + of(role.ranges_len())) * count.into();
     let head = t.beacon(schedule.seats) + t.bytes(MAX_ORDERS * ORDER_LEN) + t.mini();
-    head + slaves + t.slot(FRAGMENT_LEN) * 2 + t.join() * joins + t.guard * 2
+    head + slaves + t.pair() + t.join() * joins + t.guard * 2
 }
 
 /// A place in the superframe.
@@ -681,6 +726,7 @@ pub fn shortest(schedule: &Schedule, c: Capabilities, count: u8, joins: u64) -> 
 pub enum Place {
     /// Beacon and orders are over.
     Head,
+    Asks,
     State(NodeId),
     Ranges(NodeId),
     ToSlave,
@@ -701,10 +747,13 @@ pub struct Plan {
     roles: [Role; 127],
     seats: u8,
     pairs: u8,
+    asks: u8,
+    /// Start of the first pair of management windows, behind the states.
+    middle: Instant,
     /// Start of the pass of ranges.
     pub ranges: Instant,
-    /// Start of the management windows.
-    pub windows: Instant,
+    /// Start of the other pairs.
+    windows: Instant,
     /// Start of the first join slot, and how many there are.
     joins_at: Instant,
     pub joins: u16,
@@ -729,31 +778,64 @@ impl Plan {
             roles: beacon.roles,
             seats,
             pairs: beacon.pairs,
+            asks: beacon.asks,
+            middle: end,
             ranges: end,
             windows: end,
             joins_at: end,
             joins: 0,
             depth: beacon.depth,
         };
-        let mut at = plan.origin + timing.mini();
+        let mut at = plan.asks_at();
+        if let Some(length) = plan.asks_length() {
+            at += length + timing.mini();
+        }
         let roles = || plan.roles.iter().take(seats.into());
         for len in roles().filter_map(|r| r.state_len()) {
             at += timing.slot(len);
         }
+        let pair = timing.pair();
+        let middle = at;
+        at += pair * plan.pairs.min(1).into();
         let ranges = at;
         for len in roles().filter_map(|r| r.ranges_len()) {
             at += timing.slot(len);
         }
         let windows = at;
-        at += timing.slot(FRAGMENT_LEN) * (2 * u64::from(plan.pairs));
+        at += pair * plan.pairs.saturating_sub(1).into();
         // The guards before the next beacon, and its own length.
         let stop = end + cycle - timing.beacon(seats) - timing.guard * 2;
         let joins = stop.since(at).as_nanos() / timing.join().as_nanos().max(1);
+        plan.middle = middle;
         plan.ranges = ranges;
         plan.windows = windows;
         plan.joins_at = at;
         plan.joins = u16::try_from(joins).unwrap_or(u16::MAX);
         plan
+    }
+
+    fn asks_at(&self) -> Instant {
+        self.origin + self.timing.mini()
+    }
+
+    /// Of all asks behind the beacon, without the guard behind the last.
+    fn asks_length(&self) -> Option<Duration> {
+        let length = self.timing.ask() * self.asks.into();
+        (self.asks > 0).then(|| length - self.timing.guard)
+    }
+
+    /// When to ask for the `index`th time behind the beacon.
+    pub fn ask(&self, index: u8) -> Option<Instant> {
+        (index < self.asks).then(|| self.asks_at() + self.timing.ask() * index.into())
+    }
+
+    /// And in the first pair of windows, when that is for asks.
+    pub fn ask_in_pair(&self, index: u8) -> Option<Instant> {
+        let (ours, theirs) = self.pair(0)?;
+        let each = self.timing.asks_in_pair() / 2;
+        let half = if index < each { ours } else { theirs };
+        let place = index.checked_rem(each)?;
+        (index < 2 * each).then(|| half + self.timing.ask() * place.into())
     }
 
     /// All places in order, with the start of the frame and of the minislot behind it.
@@ -763,23 +845,26 @@ impl Plan {
         let role = |node: NodeId| self.roles.get(node.index()).copied().unwrap_or_default();
         let states = seats().filter_map(move |n| Some((Place::State(n), role(n).state_len()?)));
         let ranges = seats().filter_map(move |n| Some((Place::Ranges(n), role(n).ranges_len()?)));
-        let windows = (0..self.pairs).flat_map(|_| {
-            [
-                (Place::ToSlave, FRAGMENT_LEN),
-                (Place::ToMaster, FRAGMENT_LEN),
-            ]
-        });
-        let frames = states.chain(ranges).chain(windows);
+        let windows = |pairs: u8| {
+            let pair = [Place::ToSlave, Place::ToMaster];
+            (0..pairs).flat_map(move |_| pair.map(|place| (place, FRAGMENT_LEN)))
+        };
+        let frames = states.chain(windows(self.pairs.min(1))).chain(ranges);
+        let frames = frames.chain(windows(self.pairs.saturating_sub(1)));
         let frames = frames.map(move |(place, len)| (place, t.bytes(len)));
+        let asks = self.asks_length().map(|length| (Place::Asks, length));
         let joins = (0..self.joins).map(move |_| (Place::Join, t.answer() + t.bytes(ANSWER_LEN)));
         let head = core::iter::once((Place::Head, Duration::ZERO));
         let mut at = self.origin;
-        head.chain(frames).chain(joins).map(move |(place, length)| {
-            let start = at;
-            let minislot = start + length + t.guard;
-            at = minislot + t.brk + t.guard;
-            (place, start, minislot)
-        })
+        head.chain(asks)
+            .chain(frames)
+            .chain(joins)
+            .map(move |(place, length)| {
+                let start = at;
+                let minislot = start + length + t.guard;
+                at = minislot + t.brk + t.guard;
+                (place, start, minislot)
+            })
     }
 
     /// When a seat's state and its ranges are due.
@@ -818,7 +903,10 @@ impl Plan {
     /// Start of a pair of management windows: the master's half, the slave's half.
     pub fn pair(&self, index: u8) -> Option<(Instant, Instant)> {
         let slot = self.timing.slot(FRAGMENT_LEN);
-        let at = self.windows + slot * (2 * u64::from(index));
+        let at = match index.checked_sub(1) {
+            None => self.middle,
+            Some(further) => self.windows + slot * (2 * u64::from(further)),
+        };
         (index < self.pairs).then_some((at, at + slot))
     }
 

@@ -25,9 +25,9 @@ pub mod class {
     pub const COMMAND: u8 = 3;
     /// Per slave; from here on cyclic.
     pub const SUMMARY: u8 = 4;
-    /// Cells 0 to 3; the four classes that follow carry the next fours.
+    /// Cells 0 to 3 and a temperature; the four classes that follow carry the next.
     pub const CELLS: u8 = 5;
-    /// Both chunks of temperatures.
+    /// Temperatures for which there are too few cells.
     pub const TEMPS: u8 = 10;
     /// Pairs of ranges.
     pub const RANGES: u8 = 11;
@@ -44,6 +44,13 @@ pub mod class {
 }
 
 const INVALID_CELL: u32 = 0x1fff;
+/// Cells of a chunk count in mV from one of 15 windows, half a volt apart.
+const WINDOW_MV: u16 = 512;
+const WINDOWS: u16 = 15;
+/// Stands for a window where they do not fit into one: then they count in steps of this.
+const COARSE: u32 = 15;
+const COARSE_MV: u16 = 8;
+const INVALID_IN_CHUNK: u32 = 0x3ff;
 const INVALID_TEMP: u32 = 0xff;
 const INVALID_CURRENT: i32 = -0x2_0000;
 const BLOCKED: u32 = 0xffff;
@@ -202,10 +209,13 @@ fn put_short(w: &mut Writer, message: &Message) {
         Message::Sync(sync) => put_sync(w, sync),
         Message::Command(command) => put_order(w, command.order),
         Message::Summary(_, summary) => put_summary(w, summary, false),
-        Message::CellChunk { cells, .. } => cells.iter().for_each(|c| put_cell(w, *c)),
+        Message::CellChunk { cells, temp, .. } => {
+            put_temp(w, *temp);
+            put_chunk(w, cells);
+        }
         Message::TempChunk { first, temps, .. } => {
             temps.iter().for_each(|t| put_temp(w, *t));
-            w.put(u32::from(first / 6), 4);
+            w.put((*first).into(), 4);
         }
         Message::RangeChunk {
             tag, first, range, ..
@@ -230,12 +240,12 @@ fn take_message(r: &mut Reader, id: DataId, data_len: usize) -> Option<Message> 
         }),
         class::SUMMARY => Message::Summary(node?, take_summary(r)?.0),
         chunk @ class::CELLS..class::TEMPS => {
-            let mut cells = [None; 4];
-            cells.iter_mut().for_each(|c| *c = take_cell(r));
+            let temp = take_temp(r);
             Message::CellChunk {
                 node: node?,
                 first: (chunk - class::CELLS) * 4,
-                cells,
+                cells: take_chunk(r),
+                temp,
             }
         }
         class::TEMPS => {
@@ -243,9 +253,8 @@ fn take_message(r: &mut Reader, id: DataId, data_len: usize) -> Option<Message> 
             temps.iter_mut().for_each(|t| *t = take_temp(r));
             Message::TempChunk {
                 node: node?,
-                first: match r.take(4) {
-                    0 => 0,
-                    1 => 6,
+                first: match r.take(4) as u8 {
+                    first if first < MAX_TEMPS as u8 => first,
                     _ => return None,
                 },
                 temps,
@@ -289,6 +298,35 @@ fn take_cell(r: &mut Reader) -> Option<Millivolts> {
         INVALID_CELL => None,
         mv => Some(Millivolts(mv as u16)),
     }
+}
+
+/// 44 bits.
+fn put_chunk(w: &mut Writer, cells: &[Option<Millivolts>; 4]) {
+    let told = |cell: &Option<Millivolts>| cell.filter(|mv| u32::from(mv.0) < INVALID_CELL);
+    let valid = || cells.iter().filter_map(told).map(|mv| mv.0);
+    let (least, most) = (valid().min().unwrap_or(0), valid().max().unwrap_or(0));
+    let window = (least / WINDOW_MV).min(WINDOWS - 1);
+    let base = window * WINDOW_MV;
+    let fits = u32::from(most - base) < INVALID_IN_CHUNK;
+    w.put(if fits { window.into() } else { COARSE }, 4);
+    for cell in cells {
+        let raw = told(cell).map(|mv| match fits {
+            true => u32::from(mv.0 - base),
+            // To the nearest step.
+            false => (u32::from(mv.0) + u32::from(COARSE_MV) / 2) / u32::from(COARSE_MV),
+        });
+        let raw = raw.map_or(INVALID_IN_CHUNK, |raw| raw.min(INVALID_IN_CHUNK - 1));
+        w.put(raw, 10);
+    }
+}
+
+fn take_chunk(r: &mut Reader) -> [Option<Millivolts>; 4] {
+    let window = r.take(4);
+    core::array::from_fn(|_| match r.take(10) {
+        INVALID_IN_CHUNK => None,
+        raw if window == COARSE => Some(Millivolts(raw as u16 * COARSE_MV)),
+        raw => Some(Millivolts(raw as u16 + window as u16 * WINDOW_MV)),
+    })
 }
 
 fn put_temp(w: &mut Writer, temp: Option<DeciCelsius>) {
@@ -495,4 +533,48 @@ pub fn take_order(r: &mut Reader) -> Option<Order> {
         5 => Order::Light(argument as u16),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn there_and_back(cells: [Option<Millivolts>; 4]) -> [Option<Millivolts>; 4] {
+        let mut bytes = [0; 6];
+        let mut w = Writer::new(&mut bytes);
+        put_chunk(&mut w, &cells);
+        w.finish();
+        take_chunk(&mut Reader::new(&bytes))
+    }
+
+    proptest! {
+        #[test]
+        fn cells_within_half_a_volt_come_to_the_millivolt_and_any_others_within_4_mv(
+            least in 0..=8_190u16,
+            above in [0..=511u16, 0..=511u16, 0..=511u16, 0..=8_190u16],
+            valid: [bool; 4],
+        ) {
+            let mut cells = [0, 1, 2, 3].map(|i| {
+                valid[i].then_some(Millivolts((least + above[i]).min(8_190)))
+            });
+            let back = there_and_back(cells);
+            for (cell, back) in cells.iter().zip(back) {
+                prop_assert_eq!(cell.is_some(), back.is_some());
+                prop_assert!(cell.zip(back).is_none_or(|(a, b)| a.0.abs_diff(b.0) <= 14));
+                let near = cell.zip(back).is_none_or(|(a, b)| a.0.abs_diff(b.0) <= 4);
+                prop_assert!(near || cell.is_some_and(|mv| mv.0 > 8_180));
+            }
+            // Whatever was read is read again.
+            prop_assert_eq!(there_and_back(back), back);
+            cells[3] = cells[3].map(|mv| Millivolts(mv.0.min(least + 511)));
+            prop_assert_eq!(there_and_back(cells), cells);
+        }
+    }
+
+    #[test]
+    fn a_cell_above_what_the_wire_knows_is_invalid() {
+        let cells = [8_190, 8_191, 9_000, u16::MAX].map(|mv| Some(Millivolts(mv)));
+        assert_eq!(there_and_back(cells), [cells[0], None, None, None]);
+    }
 }

@@ -52,6 +52,13 @@ fn the_examples_in_the_specification_are_what_is_on_the_wire() {
         tag: TagId(7),
         range,
     };
+    let mv = |mv| Some(Millivolts(mv));
+    let cells = |cells: [u16; 2], last| Message::CellChunk {
+        node: node(1),
+        first: 4,
+        cells: [mv(cells[0]), mv(cells[1]), None, mv(last)],
+        temp: Some(DeciCelsius(310)),
+    };
     let order = Command {
         to: Some(node(3)),
         order: Order::Quarantine(Duration::from_millis(100)),
@@ -60,6 +67,8 @@ fn the_examples_in_the_specification_are_what_is_on_the_wire() {
         can(&Message::Sync(sync), 3, false),
         can(&Message::Summary(node(1), summary), 5, false),
         can(&Message::Ranges(node(1), ranges), 129, true),
+        can(&cells([3_612, 3_655], 3_580), 5, false),
+        can(&cells([3_616, 3_656], 2_792), 5, false),
         serial(&Message::Command(order), 9),
         serial(&Message::Ranges(node(1), ranges), 129),
     ];

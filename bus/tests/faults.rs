@@ -141,11 +141,16 @@ fn messages(fd: bool, n: u8) -> Vec<Message> {
     all.push(Message::Summary(node, common::state_of(1).summary));
     for first in [0, 4, 8, 12, 16] {
         let cells = [Some(Millivolts(3_600)); 4];
-        all.push(Message::CellChunk { node, first, cells });
+        all.push(Message::CellChunk {
+            node,
+            first,
+            cells,
+            temp: Some(DeciCelsius(250)),
+        });
     }
     all.push(Message::TempChunk {
         node,
-        first: 0,
+        first: 5,
         temps: [Some(DeciCelsius(250)); 6],
     });
     all.push(Message::RangeChunk {

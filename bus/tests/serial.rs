@@ -35,6 +35,10 @@ struct Line {
     worst_age: Duration,
     /// Runs are handed over one character at a time.
     by_character: bool,
+    /// Seats that the master has asked for a sign of life.
+    asked: Vec<u8>,
+    /// A slave that is too slow to answer those.
+    slow: Option<usize>,
 }
 
 struct Unit {
@@ -88,6 +92,8 @@ impl Line {
             frames: 0,
             worst_age: Duration::ZERO,
             by_character: false,
+            asked: vec![],
+            slow: None,
         };
         for n in uids {
             line.plug(n, RACK);
@@ -209,6 +215,17 @@ impl Line {
             SerialSignal::Break(d) => d,
         };
         self.frames += 1;
+        if let SerialSignal::Bytes { buffer, .. } = out.what
+            && buffer[0] == 0xd1
+        {
+            self.asked.push(buffer[1]);
+        }
+        if let SerialSignal::Bytes { buffer, .. } = out.what
+            && buffer[0] == 0xd2
+            && self.slow.map(|i| i + 1) == Some(port)
+        {
+            return;
+        }
         self.sent.push(Sent {
             port,
             start,
@@ -304,6 +321,20 @@ impl Line {
         }
     }
 
+    /// Until the next beacon is on the line.
+    fn next_beacon(&mut self) {
+        let from = self.now;
+        let beacon = |s: &Sent| {
+            let SerialSignal::Bytes { buffer, .. } = s.what else {
+                return false;
+            };
+            s.port == 0 && buffer[0] == 0xa2 && s.start > from
+        };
+        while !self.sent.iter().any(beacon) {
+            self.run_for(Duration::from_micros(20));
+        }
+    }
+
     fn joined(&self) -> usize {
         (1..=127)
             .filter(|n| self.master.member(node(*n)).is_some())
@@ -329,6 +360,7 @@ fn rack(kind: BusKind) -> Line {
     l.run_until(ms(300));
     assert_eq!(l.joined(), 32, "{kind:?}");
     l.events.clear();
+    l.asked.clear();
     l.worst_age = Duration::ZERO;
     l.slaves.iter_mut().for_each(|s| s.events.clear());
     l
@@ -504,9 +536,7 @@ fn a_dead_slave_is_found_a_new_one_takes_its_seat_and_nobody_is_disturbed() {
             "{kind:?}: dead slave found after {} µs",
             found.since(at).as_micros()
         );
-        if kind == BusKind::Rs485At4M {
-            assert!(found.since(at) <= Duration::from_millis(30));
-        }
+        assert!(found.since(at) <= Duration::from_millis(30));
         let i = l.plug(99, RACK);
         let at = l.now;
         l.run_for(Duration::from_millis(150));
@@ -531,6 +561,91 @@ fn a_dead_slave_is_found_a_new_one_takes_its_seat_and_nobody_is_disturbed() {
             0
         );
     }
+}
+
+#[test]
+fn a_dead_slave_is_found_within_a_superframe_and_a_slot_whenever_it_dies() {
+    for kind in KINDS {
+        let mut worst = Duration::ZERO;
+        for trial in 0..32 {
+            let mut l = rack(kind);
+            let cycle = l.master.schedule().cycle;
+            l.run_for(Duration::from_nanos(cycle.as_nanos() / 32 * trial));
+            let at = l.now;
+            l.unplug((trial * 13 % 32) as usize);
+            l.run_for(cycle * 4);
+            let left = |e: &MasterEvent| matches!(e, MasterEvent::Left { .. });
+            worst = worst.max(l.when(left).expect("found").since(at));
+            assert_eq!(l.count(left), 1);
+        }
+        println!("{kind:?}: found after at most {} µs", worst.as_micros());
+        assert!(worst <= Duration::from_millis(30));
+    }
+}
+
+#[test]
+fn who_lost_a_beacon_answers_when_asked_and_stays() {
+    for kind in KINDS {
+        let mut l = rack(kind);
+        for trial in 0..24 {
+            // One beacon, or two in a row.
+            let i = trial * 5 % 32;
+            for _ in 0..1 + trial % 2 {
+                l.next_beacon();
+                l.slaves[i].deaf = true;
+                l.run_for(l.bit * 320); // 31 characters, and not what comes behind
+                l.slaves[i].deaf = false;
+            }
+            let before = l.master.stats().received;
+            l.run_for(l.master.schedule().cycle * 3);
+
+            assert!(l.master.stats().received > before);
+        }
+        assert_eq!(l.count(|e| matches!(e, MasterEvent::Left { .. })), 0);
+        assert_eq!(l.joined(), 32);
+        // It was asked, and each time it was the one that had been deaf.
+        assert!(l.asked.len() >= 24, "{kind:?}: {:?}", l.asked.len());
+        let seats: Vec<u8> = (0..24)
+            .filter_map(|trial| l.slaves[trial * 5 % 32].link.node())
+            .map(NodeId::get)
+            .collect();
+        assert!(l.asked.iter().all(|n| seats.contains(n)));
+    }
+}
+
+#[test]
+fn who_cannot_answer_an_ask_is_left_to_its_silence() {
+    let mut l = Line::new(BusKind::Rs485At1M, 1..=4);
+    l.master.set_tags(&[TagId(7)]);
+    // The first says nothing after an ask.
+    l.slow = Some(0);
+    l.run_until(ms(400));
+    assert_eq!(l.joined(), 4);
+    l.next_beacon();
+    l.slaves[0].deaf = true;
+    l.run_for(l.bit * 320);
+    l.slaves[0].deaf = false;
+    l.run_for(l.master.schedule().cycle * 3);
+    assert_eq!(l.count(|e| matches!(e, MasterEvent::Left { .. })), 0);
+    let seat = l.slaves[0].link.node().expect("seated").get();
+    assert!(l.asked.contains(&seat));
+}
+
+#[test]
+fn a_slave_that_ranges_nothing_is_asked_once_and_then_let_be() {
+    let mut l = rack(BusKind::Rs485At1M);
+    l.slaves[4].ranges = false;
+    l.run_for(Duration::from_secs(2));
+    assert_eq!(l.count(|e| matches!(e, MasterEvent::Left { .. })), 0);
+    assert_eq!(l.asked.len(), 1);
+    // Dead all the same, by its slots for the state.
+    let (at, cycle) = (l.now, l.master.schedule().cycle);
+    l.unplug(4);
+    l.run_for(cycle * 4);
+    let left = |e: &MasterEvent| matches!(e, MasterEvent::Left { .. });
+    assert!(
+        l.when(left).expect("found").since(at) <= Duration::from_nanos(cycle.as_nanos() * 5 / 2)
+    );
 }
 
 #[test]

@@ -104,7 +104,7 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     config: MasterConfig,
     /// The cells as they are now, by the mean of what is known of their health.
     cell: CellParams,
-    link: MasterLink,
+    link: MasterLink<SEATS>,
     /// All of them, from the first input on.
     seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
@@ -515,7 +515,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// The master's end of the bus.
-    pub fn link(&self) -> &MasterLink {
+    pub fn link(&self) -> &MasterLink<SEATS> {
         &self.link
     }
 
@@ -645,7 +645,14 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                 node,
                 first,
                 ref cells,
-            } => self.handle_cells(now, node, first, cells),
+                temp,
+            } => {
+                let seat = self.seats.get_mut(node.index());
+                if let Some(place) = seat.and_then(|s| s.temps.0.get_mut(usize::from(first / 4))) {
+                    *place = temp;
+                }
+                self.handle_cells(now, node, first, cells);
+            }
             Message::TempChunk { node, first, temps } => {
                 if let Some(seat) = self.seats.get_mut(node.index()) {
                     for (place, temp) in seat.temps.0.iter_mut().skip(usize::from(first)).zip(temps)

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! On CAN what comes at SYNC (summary, detail, state) is looked at apart from the ranges, which
-//! come half a cycle later and are less urgent.
+//! come half a cycle later and are less urgent. On CAN 2.0 a snapshot is looked at with them: all details of one
+//! cycle, and what comes until the second SYNC after it.
 
 pub mod can;
 mod serial;
@@ -20,8 +21,9 @@ mod serial;
 use crate::Schedule;
 use crate::e2e::DataId;
 use crate::join;
-use crate::master::{ORDER_BURST, prompt_burst};
+use crate::master::{ORDER_BURST, SESSIONS, prompt_burst};
 use crate::message::{BusKind, CanFrame, CanId, Capabilities, MAX_ANCHORS};
+use crate::schedule::SNAPSHOT;
 use crate::slave::ALARM_BURST;
 use crate::wire::class;
 use can::{CanErrors, Shape, Stream, Wire, load_ppm, longest, worst_response};
@@ -46,6 +48,8 @@ pub enum Kind {
     Summary,
     /// From SYNC until the master has this cycle's chunk of cells or temperatures.
     Detail,
+    /// From the SYNC of a snapshot until the master has all cells and temperatures of it.
+    Snapshot,
     /// From the instant of ranging until the master has the last range.
     Ranges,
     /// From SYNC until the master has summary, cells and temperatures.
@@ -63,6 +67,7 @@ impl Kind {
             Self::Order => "order",
             Self::Summary => "summary",
             Self::Detail => "detail",
+            Self::Snapshot => "snapshot",
             Self::Ranges => "ranges",
             Self::State => "state",
         }
@@ -179,7 +184,7 @@ pub const TRIP_DEADLINE: Duration = Duration::from_micros(500);
 /// their reasons, within this.
 pub const ALARM_DEADLINE: Duration = Duration::from_millis(10);
 /// Kinds that one bus has at most.
-const KINDS: usize = 9;
+const KINDS: usize = 10;
 /// Bits that receivers have a frame before the end of intermission: one of EOF and three.
 const AHEAD: u64 = 4;
 /// Bits of intermission, in which a mailbox can be filled without missing the next arbitration.
@@ -312,6 +317,9 @@ pub struct Census {
     slaves: u32,
     /// With cells or temperatures.
     detailed: u32,
+    /// Frames of a snapshot on CAN 2.0.
+    details: u32,
+    most_details: u32,
     /// Frames of ranges per cycle on CAN 2.0, and slaves that send them.
     pairs: u32,
     ranging: u32,
@@ -326,7 +334,9 @@ impl Census {
     pub fn with(mut self, c: Capabilities) -> Self {
         let pairs = pairs(c);
         self.slaves += 1;
-        self.detailed += u32::from(c.cells > 0 || c.temps > 0);
+        self.detailed += u32::from(c.details() > 0);
+        self.details += u32::from(c.details());
+        self.most_details = self.most_details.max(c.details().into());
         self.pairs += pairs;
         self.ranging += u32::from(pairs > 0);
         self.many += u32::from(pairs > 2);
@@ -520,11 +530,14 @@ struct CanModel<'a> {
     lengths: &'a Lengths,
     census: Census,
     sizes: [Sizes; SEATED.len()],
+    /// Of the details of a snapshot.
+    snapshot: Sizes,
     wire: Wire,
 }
 
 /// Keys of the streams: the order of urgency. What a babbler says more than others stands first in
-/// its class; SYNC stands behind the orders because it can wait for one in the same mailbox.
+/// its class; SYNC stands behind the orders because it can wait for one in the same mailbox, and frames of
+/// management that a snapshot caught in a mailbox before its details, which wait for them there.
 mod key {
     pub const TRIP: u32 = 0;
     pub const BABBLED_ALARM: u32 = 1;
@@ -535,11 +548,12 @@ mod key {
     pub const SYNC: u32 = 6;
     pub const BABBLED_SUMMARY: u32 = 7;
     pub const SUMMARY: u32 = 8;
-    pub const DETAIL: u32 = 9;
-    pub const RANGES: u32 = 10;
-    pub const BABBLED_STATE: u32 = 11;
-    pub const STATE: u32 = 12;
-    pub const ALL_RANGES: u32 = 13;
+    pub const CAUGHT: u32 = 9;
+    pub const DETAIL: u32 = 10;
+    pub const RANGES: u32 = 11;
+    pub const BABBLED_STATE: u32 = 12;
+    pub const STATE: u32 = 13;
+    pub const ALL_RANGES: u32 = 14;
 }
 
 type Streams = heapless::Vec<Stream, 16>;
@@ -558,6 +572,7 @@ impl<'a> CanModel<'a> {
             return model;
         }
         model.sizes = [Sizes::NONE; SEATED.len()];
+        model.snapshot = Sizes::NONE;
         let nodes = (1..=NodeId::MAX.get()).filter_map(NodeId::new);
         for (node, c) in nodes.zip(slaves) {
             let counts = counts(Census::default().with(c));
@@ -565,7 +580,11 @@ impl<'a> CanModel<'a> {
                 // On one format or the other.
                 if count > 0 && lengths.says(*class) {
                     let few = census.many == 0;
-                    sizes.add(lengths.length(*class, Some(node), few), count);
+                    let length = lengths.length(*class, Some(node), few);
+                    sizes.add(length, count);
+                    if *class == class::TEMPS {
+                        model.snapshot.add(length, c.details().into());
+                    }
                 }
             }
         }
@@ -584,12 +603,15 @@ impl<'a> CanModel<'a> {
                 sizes.add(lengths.any(*class, census.many == 0), count);
             }
         }
+        let mut snapshot = Sizes::NONE;
+        snapshot.add(lengths.any(class::TEMPS, false), census.details);
         Self {
             schedule,
             assumed,
             lengths,
             census,
             sizes,
+            snapshot,
             wire: Wire {
                 bit: lengths.bit,
                 background: lengths.background,
@@ -626,6 +648,17 @@ impl<'a> CanModel<'a> {
     /// All that is sent around SYNC (`at_sync`) or around the ranges (`at_ranges`), when SYNC comes
     /// up to `drift` after its beat.
     fn streams(&self, drift: Duration, at_sync: bool, at_ranges: bool) -> Streams {
+        self.streams_of(drift, at_sync, at_ranges, false)
+    }
+
+    /// The same with every detail at once (`snapshot`), or with one of each slave.
+    fn streams_of(
+        &self,
+        drift: Duration,
+        at_sync: bool,
+        at_ranges: bool,
+        snapshot: bool,
+    ) -> Streams {
         let Self {
             schedule, assumed, ..
         } = *self;
@@ -637,7 +670,11 @@ impl<'a> CanModel<'a> {
         let mut all = Streams::new();
         let mut add = |key, count: u32, class, period, jitter: Duration, early, behind: u32| {
             let behind = if slow { behind } else { 0 };
-            let sizes = self.sizes(class);
+            let sizes = match key {
+                key::DETAIL if snapshot => self.snapshot,
+                key::CAUGHT => self.caught(),
+                _ => self.sizes(class),
+            };
             let stream = Stream {
                 key,
                 count,
@@ -737,14 +774,26 @@ impl<'a> CanModel<'a> {
             (true, true) => add(key::STATE, n, class::STATE, cycle, sampling, drift, 1),
             (true, false) => {
                 add(key::SUMMARY, n, class::SUMMARY, cycle, sampling, drift, 1);
+                let (count, period, behind) = match snapshot {
+                    true => {
+                        let census = self.census;
+                        (census.details, cycle * SNAPSHOT.into(), census.most_details)
+                    }
+                    false => (detailed, cycle, 2),
+                };
+                if snapshot {
+                    // Of each datagram under way one frame, and one more of the master.
+                    let caught = 2 * SESSIONS as u32 + 1;
+                    add(key::CAUGHT, caught, class::JOIN, period, zero, zero, 0);
+                }
                 add(
                     key::DETAIL,
-                    detailed,
+                    count,
                     class::TEMPS,
-                    cycle,
+                    period,
                     sampling,
                     drift,
-                    2,
+                    behind,
                 );
             }
             (false, _) => {}
@@ -815,7 +864,17 @@ impl<'a> CanModel<'a> {
             add(Kind::Summary, n, summaries, Some(beat));
             let details = self.at_sync(drift, key::DETAIL);
             add(Kind::Detail, census.detailed, details, Some(beat));
-            let ranges = self.ranges(drift, key::RANGES);
+            let all = self.snapshot(drift, false, key::DETAIL);
+            let end = self.snapshot_end(drift);
+            add(Kind::Snapshot, census.details, all, Some(end));
+            let mut ranges = self.ranges(drift, key::RANGES);
+            if census.details > 0 {
+                let after = self.snapshot(drift, true, key::RANGES).map(|out| {
+                    let since = (cycle + phase).as_nanos();
+                    Duration::from_nanos(out.as_nanos().saturating_sub(since))
+                });
+                ranges = ranges.zip(after).map(|(a, b)| a.max(b));
+            }
             add(Kind::Ranges, census.pairs, ranges, ranging);
         }
         Analysis { bounds, load_ppm }
@@ -885,6 +944,33 @@ impl<'a> CanModel<'a> {
         together(true)
             .filter(|out| *out <= until_next(cycle, phase, drift))
             .or_else(|| together(false))
+    }
+
+    /// Its details may be under way until the second SYNC after its own. The next ranges come in the next
+    /// cycle, and wait for what is left of it if the bus was never free since; they have to be out by then,
+    /// too, so that they meet none of their kind.
+    #[inline(never)]
+    fn snapshot(&self, drift: Duration, at_ranges: bool, key: u32) -> Option<Duration> {
+        let cycle = self.schedule.cycle;
+        let mut streams = self.streams_of(drift, true, at_ranges, true);
+        let ranges = streams.iter_mut().filter(|s| s.key == key::RANGES);
+        ranges.for_each(|s| (s.period, s.early) = (cycle * SNAPSHOT.into(), Duration::ZERO));
+        let out = self.response(&streams, key);
+        out.filter(|out| *out <= self.snapshot_end(drift))
+    }
+
+    fn snapshot_end(&self, drift: Duration) -> Duration {
+        let two = self.schedule.cycle * 2;
+        Duration::from_nanos(two.as_nanos().saturating_sub(drift.as_nanos()))
+    }
+
+    /// Frames of management that were in mailboxes when a snapshot began.
+    fn caught(&self) -> Sizes {
+        Sizes {
+            longest: self.wire.background,
+            least: self.wire.background,
+            total: Duration::from_nanos(u64::MAX),
+        }
     }
 
     /// Until the receivers have the frame.

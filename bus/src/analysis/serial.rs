@@ -1,13 +1,15 @@
 //! RS485: the beacon fixes every place, so the bounds are read off the plan that both ends use.
 //!
 //! Looked at are all plans that the master can announce for these members: with none to two
-//! orders behind the beacon, and with one pair of management windows or more.
+//! orders behind the beacon, with or without asks, and with one pair of management windows or more.
 
 use super::{Analysis, Bound, Census, Kind, Overfull};
 use crate::Schedule;
 use crate::message::{Capabilities, Sync};
 use crate::slave::RANGING;
-use crate::superframe::{Beacon, LENGTHS, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing};
+use crate::superframe::{
+    Beacon, HEAD_ASKS, LENGTHS, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing,
+};
 use helio_units::{Duration, Instant};
 
 /// Join slots that every superframe keeps: they are never given to datagrams.
@@ -23,6 +25,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
         },
         orders: 0,
         pairs: 1,
+        asks: 0,
         depth: 0,
         stretched: false,
         roles: [Role::default(); 127],
@@ -39,19 +42,21 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
     let end = Instant::ZERO + cycle;
     let mut worst = Worst::default();
     let mut busy = head;
-    for orders in 0..=MAX_ORDERS as u8 {
+    let asks = asks_behind(&timing);
+    let heads = (0..=MAX_ORDERS as u8).flat_map(|orders| [(orders, 0), (orders, asks)]);
+    for (orders, asks) in heads {
         for pairs in 1..=MAX_PAIRS {
-            beacon.orders = orders;
-            beacon.pairs = pairs;
+            (beacon.orders, beacon.asks, beacon.pairs) = (orders, asks, pairs);
             let plan = Plan::new(schedule, &beacon, end);
             // The master announces a second pair only when joining keeps its places.
             if pairs > 1 && plan.joins < JOINS {
                 break;
             }
             worst.see(&plan, end, &timing);
-            if pairs == 1 && orders == 0 {
-                busy = busy + busy_time(&plan, &timing);
-            }
+        }
+        if (orders, asks) == (0, 0) {
+            beacon.pairs = 1;
+            busy = head + busy_time(&Plan::new(schedule, &beacon, end), &timing);
         }
     }
     // A minislot that was just missed, and the first of the next superframe with all its orders.
@@ -71,7 +76,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
     };
     add(Kind::Trip, 1, trip);
     // Beacon and orders come in one run, which receivers take at its end.
-    add(Kind::Sync, 1, fixed(head + worst.spans.shift));
+    add(Kind::Sync, 1, fixed(head + worst.spans.orders));
     let order = cycle + head + worst.latest_head;
     add(Kind::Order, MAX_ORDERS as u32, fixed(order));
     let [alarm, state, ranges] = worst.spans.bounds(schedule, &timing, count);
@@ -102,20 +107,35 @@ pub fn judge(schedule: &Schedule, census: Census) -> Result<(), Overfull> {
     let states = slots(state, detailed) + slots(summary, slaves - detailed);
     let ranges = slots(few, ranging - many) + slots(all, many);
     let orders = timing.orders();
+    // Behind the beacon, or none.
+    let asks = match asks_behind(&timing) {
+        0 => Duration::ZERO,
+        asks => timing.ask() * asks.into() - timing.guard + timing.mini(),
+    };
+    let shift = orders + asks;
     let spans = Spans {
-        shift: orders,
-        state_end: orders + states,
+        orders,
+        shift,
+        state_end: shift + states,
         longest_state: if detailed > 0 { state } else { summary },
         ranges_end: match ranging {
             0 => Duration::ZERO,
-            _ => orders + states + ranges,
+            _ => shift + states + timing.pair() + ranges,
         },
-        ranging: less(timing.mini() + states, RANGING),
+        ranging: less(timing.mini() + states + timing.pair(), RANGING),
         ranging_slots: ranging,
     };
     let bounds = spans.bounds(schedule, &timing, slaves);
     let late = bounds.into_iter().flatten().find(|b| !b.holds());
     late.map_or(Ok(()), |bound| Err(Overfull(bound)))
+}
+
+/// How many a beacon can be followed by.
+fn asks_behind(timing: &Timing) -> u8 {
+    match timing.asks_in_pair() {
+        0 => 0,
+        _ => HEAD_ASKS,
+    }
 }
 
 fn less(a: Duration, b: Duration) -> Duration {
@@ -124,6 +144,8 @@ fn less(a: Duration, b: Duration) -> Duration {
 
 /// What decides whether slaves fit; spans from the end of the beacon.
 struct Spans {
+    /// All orders behind a beacon.
+    orders: Duration,
     /// How much later the same slot can be in another plan.
     shift: Duration,
     /// End of the latest slot of a state.
@@ -148,8 +170,8 @@ impl Spans {
                 deadline,
             })
         };
-        // A second before what is left: windows, places to join, the next beacon.
-        let room = less(cycle, timing.tail(JOINS, schedule.seats));
+        // A second before what is left: windows, places to join, the next beacon. Asks take from those to join.
+        let room = less(cycle, timing.tail(JOINS, schedule.seats)) + self.shift - self.orders;
         let alone = self.ranging_slots == 0;
         let alarm = cycle + self.shift + self.longest_state;
         [
@@ -159,7 +181,8 @@ impl Spans {
                 Kind::Ranges,
                 self.ranging_slots,
                 less(self.ranges_end, self.ranging),
-                Some(less(room, self.ranging)),
+                // The windows stand before them.
+                Some(less(room + timing.pair(), self.ranging)),
             ),
         ]
     }
@@ -183,6 +206,7 @@ impl Default for Worst {
             last_minislot: Instant::MAX,
             latest_head: Duration::ZERO,
             spans: Spans {
+                orders: Duration::ZERO,
                 shift: Duration::ZERO,
                 state_end: Duration::ZERO,
                 longest_state: Duration::ZERO,
@@ -204,7 +228,12 @@ impl Worst {
             match place {
                 Place::Head => {
                     self.latest_head = self.latest_head.max(minislot.since(end));
-                    spans.shift = spans.shift.max(plan.origin().since(end));
+                    spans.orders = spans.orders.max(plan.origin().since(end));
+                    spans.shift = spans.shift.max(spans.orders);
+                }
+                Place::Asks => {
+                    let over = minislot + timing.brk + timing.guard;
+                    spans.shift = spans.shift.max(over.since(end) - timing.mini());
                 }
                 Place::State(_) => {
                     spans.state_end = spans.state_end.max(frame_end.since(end));

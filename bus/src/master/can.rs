@@ -1,6 +1,6 @@
 //! The master on CAN and CAN FD.
 
-use super::Core;
+use super::{Core, OrderCounters};
 use crate::Schedule;
 use crate::budget::Budget;
 use crate::join::{self, Extended, PROTOCOL_VERSION};
@@ -11,14 +11,13 @@ use heapless::Deque;
 use helio_units::{Duration, Instant, NodeId, Uid};
 
 #[cfg_attr(feature = "model", derive(Clone))]
-pub(super) struct Can {
+pub(super) struct Can<const SEATS: usize> {
     sync_due: bool,
     sync_in_flight: bool,
     /// Our clock when the last SYNC was on the wire, µs.
     previous_us: u32,
     sync_counter: u8,
-    /// By receiver, 0 for all.
-    order_counters: [u8; 128],
+    order_counters: OrderCounters<SEATS>,
     /// Orders may not push cyclic data over its bounds.
     order_budget: Budget,
     /// Nor may prompt assignments, once there is cyclic data.
@@ -29,7 +28,7 @@ pub(super) struct Can {
     turned_away: Deque<Uid, 4>,
 }
 
-impl Can {
+impl<const SEATS: usize> Can<SEATS> {
     pub(super) fn new(schedule: &Schedule) -> Self {
         let prompts = super::prompt_burst(schedule.kind);
         let share = schedule.cycle.as_nanos() / u64::from(prompts);
@@ -39,7 +38,7 @@ impl Can {
             sync_in_flight: false,
             previous_us: 0,
             sync_counter: 0,
-            order_counters: [0; 128],
+            order_counters: OrderCounters::new(),
             order_budget: Budget::new(super::ORDER_BURST, eighth),
             assigning: None,
             turned_away: Deque::new(),
@@ -51,7 +50,7 @@ impl Can {
     pub(super) fn forget(&mut self) {
         self.previous_us = 0;
         self.sync_counter = 0;
-        self.order_counters = [0; 128];
+        self.order_counters = OrderCounters::new();
     }
 
     #[cfg(feature = "model")]
@@ -71,17 +70,17 @@ impl Can {
         p.value(assigning.map_or(0, |node| node.get().into()));
         p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
         p.value((*sync_counter).into());
-        order_counters.iter().for_each(|c| p.value((*c).into()));
+        order_counters.iter().for_each(|c| p.value(c.into()));
         p.budget(order_budget);
         p.budget(prompt_budget);
     }
 
-    pub(super) fn start_cycle(&mut self, core: &mut Core) {
+    pub(super) fn start_cycle(&mut self, core: &mut Core<SEATS>) {
         core.stats.overwritten += u64::from(self.sync_due);
         self.sync_due = true;
     }
 
-    pub(super) fn handle_sent(&mut self, core: &mut Core, now: Instant, mailbox: Mailbox) {
+    pub(super) fn handle_sent(&mut self, core: &mut Core<SEATS>, now: Instant, mailbox: Mailbox) {
         // Only a prompt question has a prompt answer; the others may wait for everything cyclic.
         let told = match mailbox {
             Mailbox::Cyclic => self.assigning.take(),
@@ -96,7 +95,7 @@ impl Can {
         }
     }
 
-    pub(super) fn handle_frame(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
+    pub(super) fn handle_frame(&mut self, core: &mut Core<SEATS>, now: Instant, frame: &CanFrame) {
         if matches!(frame.id, CanId::Extended(_)) {
             return self.handle_extended(core, now, frame);
         }
@@ -121,7 +120,7 @@ impl Can {
         }
     }
 
-    fn handle_extended(&mut self, core: &mut Core, now: Instant, frame: &CanFrame) {
+    fn handle_extended(&mut self, core: &mut Core<SEATS>, now: Instant, frame: &CanFrame) {
         match join::decode(frame) {
             Some(Extended::Claim { uid, prompt }) => {
                 let node = core.seats.claim(now, &core.schedule, uid);
@@ -159,7 +158,7 @@ impl Can {
         }
     }
 
-    pub(super) fn poll_timeout(&self, core: &Core) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
         self.order_budget
             .next()
             .filter(|_| !core.commands.is_empty())
@@ -167,7 +166,7 @@ impl Can {
 
     pub(super) fn poll(
         &mut self,
-        core: &mut Core,
+        core: &mut Core<SEATS>,
         now: Instant,
         mailbox: Mailbox,
     ) -> Option<CanFrame> {
@@ -196,7 +195,7 @@ impl Can {
         }
     }
 
-    fn poll_urgent(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
+    fn poll_urgent(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<CanFrame> {
         let fd = core.schedule.fd();
         self.sync_in_flight = self.sync_due;
         if self.sync_due {
@@ -219,14 +218,12 @@ impl Can {
             }
             None => return None,
         };
-        let to = command.to.map_or(0, |node| usize::from(node.get()));
-        let counter = self.order_counters.get_mut(to)?;
-        *counter = counter.wrapping_add(1) & 0xf;
-        wire::encode(&Message::Command(command), *counter, fd)
+        let counter = self.order_counters.next(command.to) & 0xf;
+        wire::encode(&Message::Command(command), counter, fd)
     }
 }
 
-fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
+fn poll_management<const SEATS: usize>(core: &mut Core<SEATS>, now: Instant) -> Option<CanFrame> {
     if core.seats.has_duties() {
         if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
             return join::assign(node, uid, false);
@@ -238,11 +235,15 @@ fn poll_management(core: &mut Core, now: Instant) -> Option<CanFrame> {
             return join::release(Some(node), uid, LeaveReason::Silence, false);
         }
     }
+    // Behind it details would wait that a slave has no other mailbox for.
+    if core.schedule.after_snapshot(core.cycle) {
+        return None;
+    }
     let (node, pdu) = core.next_pdu(now)?;
     CanFrame::new(join::management_id(node, false), core.schedule.fd(), &pdu)
 }
 
-impl Core {
+impl<const SEATS: usize> Core<SEATS> {
     fn handle_pdu(&mut self, now: Instant, node: NodeId, pdu: &[u8]) {
         if self.seats.member(node).is_none() {
             return;

@@ -33,7 +33,7 @@ pub struct MasterStats {
 }
 
 /// Datagrams that can be under way at once in each direction.
-const SESSIONS: usize = 2;
+pub(crate) const SESSIONS: usize = 2;
 
 /// Refused devices that are remembered, so that what each is refused for is said once.
 const REFUSED: usize = 16;
@@ -50,11 +50,15 @@ pub(crate) const fn prompt_burst(kind: BusKind) -> u16 {
     }
 }
 
-/// The master's end of the bus.
+/// News that can wait to be polled: more than one call brings. Members' news wait in the table.
+const EVENTS: usize = 16;
+
+/// The master's end of the bus, with room for `SEATS` slaves: `size_of` grows by some 150 octets for each.
+/// Where the schedule has more seats, those above stay empty.
 #[cfg_attr(feature = "model", derive(Clone))]
-pub struct MasterLink {
-    core: Core,
-    medium: Medium,
+pub struct MasterLink<const SEATS: usize = 127> {
+    core: Core<SEATS>,
+    medium: Medium<SEATS>,
 }
 
 #[allow(
@@ -62,15 +66,15 @@ pub struct MasterLink {
     reason = "there is one, and no heap to box it"
 )]
 #[cfg_attr(feature = "model", derive(Clone))]
-enum Medium {
-    Can(can::Can),
-    Serial(serial::Serial),
+enum Medium<const SEATS: usize> {
+    Can(can::Can<SEATS>),
+    Serial(serial::Serial<SEATS>),
 }
 
 #[cfg_attr(feature = "model", derive(Clone))]
-struct Core {
+struct Core<const SEATS: usize> {
     schedule: Schedule,
-    seats: Seats,
+    seats: Seats<SEATS>,
     admission: Admission,
     /// Devices that were refused and that it was said of, the newest last.
     refused: Vec<Uid, REFUSED>,
@@ -84,11 +88,11 @@ struct Core {
     commands: Deque<Command, 64>,
     senders: [(Option<NodeId>, DatagramSender); SESSIONS],
     receivers: [(Option<NodeId>, DatagramReceiver); SESSIONS],
-    events: Deque<MasterEvent, 64>,
+    events: Deque<MasterEvent, EVENTS>,
     stats: MasterStats,
 }
 
-impl MasterLink {
+impl<const SEATS: usize> MasterLink<SEATS> {
     /// A link without members; it sends its first SYNC at once.
     pub fn new(schedule: Schedule) -> Self {
         let schedule = Schedule {
@@ -259,6 +263,11 @@ impl MasterLink {
 
     /// News for the core above; ask until there are none.
     pub fn poll_event(&mut self) -> Option<MasterEvent> {
+        if self.core.events.is_empty()
+            && let Some(now) = self.core.now
+        {
+            self.core.scan(now);
+        }
         self.core.events.pop_front()
     }
 
@@ -338,7 +347,7 @@ impl MasterLink {
     }
 }
 
-impl Core {
+impl<const SEATS: usize> Core<SEATS> {
     /// Who has, or will have, its share of the bus.
     fn census(&self) -> Census {
         let nodes = (1..=self.schedule.seats).filter_map(NodeId::new);
@@ -377,7 +386,18 @@ impl Core {
 
     fn handle_timeout(&mut self, now: Instant) {
         self.now = self.now.max(Some(now));
-        // News of members are never dropped: they wait in the table for room in the queue.
+        self.scan(now);
+        for (_, sender) in &mut self.senders {
+            sender.handle_timeout(now);
+        }
+        for (_, receiver) in &mut self.receivers {
+            receiver.handle_timeout(now);
+        }
+    }
+
+    /// What time has decided of members. News of that are never dropped: they wait in the table for room
+    /// in the queue.
+    fn scan(&mut self, now: Instant) {
         while self.events.len() < self.events.capacity() / 2
             && let Some(event) = self.seats.scan(now, &self.schedule)
         {
@@ -385,12 +405,6 @@ impl Core {
                 self.left(node);
             }
             self.event(event);
-        }
-        for (_, sender) in &mut self.senders {
-            sender.handle_timeout(now);
-        }
-        for (_, receiver) in &mut self.receivers {
-            receiver.handle_timeout(now);
         }
     }
 
@@ -403,11 +417,16 @@ impl Core {
         });
         self.cycle = self.cycle.wrapping_add(1);
         self.seats.cycle = self.cycle;
-        self.next_tag = self.next_tag.wrapping_add(1);
+        if !self.schedule.is_snapshot(self.cycle) {
+            self.next_tag = self.next_tag.wrapping_add(1);
+        }
     }
 
-    /// The tag of this cycle.
+    /// The tag of this cycle. In a snapshot there is no room for ranges.
     fn tag(&self) -> Option<TagId> {
+        if self.schedule.is_snapshot(self.cycle) {
+            return None;
+        }
         let turn = self.next_tag.checked_rem(self.tags.len())?;
         self.tags.get(turn).copied()
     }
@@ -491,6 +510,39 @@ impl Core {
     }
 }
 
+/// Counters of orders, by receiver.
+#[cfg_attr(feature = "model", derive(Clone))]
+struct OrderCounters<const SEATS: usize> {
+    to_all: u8,
+    to_one: [u8; SEATS],
+}
+
+impl<const SEATS: usize> OrderCounters<SEATS> {
+    const fn new() -> Self {
+        Self {
+            to_all: 0,
+            to_one: [0; SEATS],
+        }
+    }
+
+    fn next(&mut self, to: Option<NodeId>) -> u8 {
+        let counter = match to {
+            None => Some(&mut self.to_all),
+            Some(node) => self.to_one.get_mut(node.index()),
+        };
+        // Nobody sits where there is no counter.
+        counter.map_or(0, |counter| {
+            *counter = counter.wrapping_add(1);
+            *counter
+        })
+    }
+
+    #[cfg(feature = "model")]
+    fn iter(&self) -> impl Iterator<Item = u8> {
+        core::iter::once(self.to_all).chain(self.to_one)
+    }
+}
+
 /// The receiver that a slave's datagram is in, or a free one.
 fn receiver(
     receivers: &mut [(Option<NodeId>, DatagramReceiver); SESSIONS],
@@ -501,4 +553,42 @@ fn receiver(
         .position(|(of, r)| *of == Some(node) && !r.is_idle())
         .or_else(|| receivers.iter().position(|(_, r)| r.is_idle()))?;
     receivers.get_mut(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::println;
+
+    #[test]
+    fn a_master_pays_only_for_its_own_seats() {
+        let (of_8, of_32) = (size_of::<MasterLink<8>>(), size_of::<MasterLink<32>>());
+        let of_127 = size_of::<MasterLink>();
+        println!("octets with 8 seats: {of_8}, 32: {of_32}, 127: {of_127}");
+        // Four datagrams at once and 16 events are most of what is left.
+        assert!(of_32 < 20_000);
+        assert!(of_127 < of_32 + 95 * 160 && of_32 < of_8 + 24 * 160);
+    }
+
+    #[test]
+    fn a_schedule_with_more_seats_than_the_table_fills_the_table_and_no_more() {
+        let schedule = Schedule::for_bus(BusKind::Can1M);
+        let mut link = MasterLink::<2>::new(schedule);
+        let now = Instant::ZERO;
+        for raw in 1..=3 {
+            let claim = crate::join::claim(Uid::new(raw).expect("not 0"), 0).expect("a frame");
+            link.handle_can(now, &claim);
+        }
+        let mut answers = std::vec![];
+        for mailbox in [Mailbox::Cyclic, Mailbox::Management] {
+            while let Some(out) = link.poll_can(now, mailbox) {
+                answers.push(match crate::join::decode(&out.frame) {
+                    Some(crate::join::Extended::Assign { node, .. }) => Ok(node.get()),
+                    Some(crate::join::Extended::Release { reason, .. }) => Err(reason),
+                    other => panic!("{other:?}"),
+                });
+            }
+        }
+        assert_eq!(answers, [Ok(1), Ok(2), Err(LeaveReason::Full)]);
+    }
 }

@@ -4,8 +4,11 @@
 //! beacon + orders, then for each pair of windows: word to a slave -- its answer
 //!                  then for each join slot in which something is heard: assign, release or split
 //! ```
+//!
+//! Who was silent in its slot for ranges is asked behind the next beacon, who was in its slot for the state in
+//! the pair of windows behind the states. Another silent slot after that, and it is gone.
 
-use super::Core;
+use super::{Core, OrderCounters};
 use crate::Schedule;
 use crate::analysis::{Census, JOINS};
 use crate::join::Description;
@@ -13,8 +16,8 @@ use crate::message::*;
 use crate::segment::Numbers;
 use crate::slave::signal;
 use crate::superframe::{
-    self, Answer, Beacon, Bytes, Decoded, Extra, Frame, MAX_DEPTH, MAX_ORDERS, MAX_PAIRS, Parser,
-    Plan, Role, Timing,
+    self, Answer, Beacon, Bytes, Decoded, Extra, Frame, HEAD_ASKS, MAX_DEPTH, MAX_ORDERS,
+    MAX_PAIRS, Parser, Place, Plan, Role, Timing,
 };
 use helio_units::{Duration, Instant, NodeId, Uid};
 
@@ -24,13 +27,22 @@ const COLD: u8 = 5;
 const LIVELY: Duration = Duration::from_millis(1_000);
 
 #[cfg_attr(feature = "model", derive(Clone))]
-pub(super) struct Serial {
+pub(super) struct Serial<const SEATS: usize> {
     timing: Timing,
     parser: Parser,
     beacon_due: bool,
     plan: Option<Plan>,
     /// Next pair of windows.
     pair: u8,
+    /// Places of the plan that were looked at, when they were over, for who was silent.
+    examined: usize,
+    /// End of a slot that decides whether somebody is gone.
+    watch: Option<Instant>,
+    /// Next ask behind the beacon; then, of so many, in the first pair of windows.
+    head_ask: u8,
+    pair_ask: (u8, u8),
+    /// A tag is ranged in this superframe.
+    tagged: bool,
     /// Whom the last pair asked.
     turn: usize,
     /// Members with whom datagrams were exchanged up to then: they are asked first, because an
@@ -44,15 +56,14 @@ pub(super) struct Serial {
     /// Who has, or will have, slots.
     census: Census,
     depth: u8,
-    numbers: [Numbers; 127],
+    numbers: [Numbers; SEATS],
     /// Our clock at the end of the last beacon, µs.
     previous_us: u32,
     beacon_counter: u8,
-    /// By receiver, 0 for all.
-    order_counters: [u8; 128],
+    order_counters: OrderCounters<SEATS>,
 }
 
-impl Serial {
+impl<const SEATS: usize> Serial<SEATS> {
     pub(super) fn new(schedule: &Schedule) -> Self {
         Self {
             timing: Timing::of(schedule),
@@ -60,6 +71,11 @@ impl Serial {
             beacon_due: false,
             plan: None,
             pair: 0,
+            examined: 0,
+            watch: None,
+            head_ask: 0,
+            pair_ask: (0, 0),
+            tagged: false,
             turn: 0,
             lively: (0, Instant::ZERO),
             joining: None,
@@ -67,14 +83,14 @@ impl Serial {
             split: false,
             census: Census::default(),
             depth: COLD,
-            numbers: [Numbers::default(); 127],
+            numbers: [Numbers::default(); SEATS],
             previous_us: 0,
             beacon_counter: 0,
-            order_counters: [0; 128],
+            order_counters: OrderCounters::new(),
         }
     }
 
-    pub(super) fn start_cycle(&mut self, core: &mut Core) {
+    pub(super) fn start_cycle(&mut self, core: &mut Core<SEATS>) {
         core.stats.overwritten += u64::from(self.beacon_due);
         self.beacon_due = true;
         self.joining = None;
@@ -82,7 +98,7 @@ impl Serial {
         self.close_joining();
     }
 
-    pub(super) fn handle_bytes(&mut self, core: &mut Core, now: Instant, bytes: &[u8]) {
+    pub(super) fn handle_bytes(&mut self, core: &mut Core<SEATS>, now: Instant, bytes: &[u8]) {
         if let Some(plan) = &self.plan
             && let Some(slot) = plan.join_at(now)
             && let Some(start) = plan.join(slot)
@@ -97,7 +113,7 @@ impl Serial {
         }
     }
 
-    fn handle_frame(&mut self, core: &mut Core, now: Instant, decoded: Decoded) {
+    fn handle_frame(&mut self, core: &mut Core<SEATS>, now: Instant, decoded: Decoded) {
         let Decoded { id, counter, frame } = decoded;
         match frame {
             Frame::Claim { uid, description } => {
@@ -143,14 +159,19 @@ impl Serial {
                     core.event(MasterEvent::Datagram(node));
                 }
             }
+            Frame::Here(node, uid) => core.seats.here(now, node, uid),
             // Our own kind: another master, or an echo.
-            Frame::Beacon(_) | Frame::Order(_) | Frame::Answer(_) | Frame::ToSlave(..) => {}
+            Frame::Beacon(_)
+            | Frame::Order(_)
+            | Frame::Answer(_)
+            | Frame::Ask(_)
+            | Frame::ToSlave(..) => {}
         }
     }
 
     fn handle_state(
         &mut self,
-        core: &mut Core,
+        core: &mut Core<SEATS>,
         now: Instant,
         (id, counter): (crate::e2e::DataId, u8),
         node: NodeId,
@@ -169,7 +190,7 @@ impl Serial {
         }
     }
 
-    pub(super) fn handle_break(&mut self, core: &mut Core, now: Instant) {
+    pub(super) fn handle_break(&mut self, core: &mut Core<SEATS>, now: Instant) {
         self.parser.clear();
         let Some(plan) = &self.plan else {
             return;
@@ -187,27 +208,94 @@ impl Serial {
 
     /// When every group of claims is resolved. Nobody says anything but seats are given: then the
     /// next beacon, which lets them be taken, need not wait for the end of the superframe.
-    fn early_at(&self, core: &Core) -> Option<Instant> {
+    fn early_at(&self, core: &Core<SEATS>) -> Option<Instant> {
         let plan = self.plan.as_ref()?;
         let slot = u32::from(self.groups.1).saturating_add(self.groups.0);
         let at = plan.join(u16::try_from(slot).ok()?)?;
         (!self.beacon_due && self.joining.is_none() && core.seats.only_offers()).then_some(at)
     }
 
-    pub(super) fn handle_timeout(&mut self, core: &mut Core, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, core: &mut Core<SEATS>, now: Instant) {
         if self.early_at(core).is_some_and(|at| now >= at) {
             core.cycle_at = core.cycle_at.min(Some(now));
         }
+        if self.watch.is_some_and(|at| now >= at) {
+            self.examine(core, now);
+        }
     }
 
-    pub(super) fn poll_timeout(&self, core: &Core) -> Option<Instant> {
+    /// Looks for who was silent in the slots that are over.
+    fn examine(&mut self, core: &mut Core<SEATS>, now: Instant) {
+        self.watch = None;
+        let Some(plan) = &self.plan else {
+            return;
+        };
+        for (place, start, minislot) in plan.places().skip(self.examined) {
+            let over = minislot + self.timing.guard;
+            let (node, ranges) = match place {
+                Place::State(node) => (Some(node), false),
+                Place::Ranges(node) => (Some(node).filter(|_| self.tagged), true),
+                _ => (None, false),
+            };
+            if now < over {
+                // The next one on which it depends.
+                if node.is_some_and(|node| core.seats.is_critical(node)) {
+                    self.watch = Some(over);
+                    break;
+                }
+                continue;
+            }
+            self.examined += 1;
+            if let Some(node) = node {
+                core.seats.slot_over(now, node, start, ranges);
+            }
+        }
+    }
+
+    /// When to ask next.
+    fn ask_at(&self) -> Option<Instant> {
+        let plan = self.plan.as_ref()?;
+        let (next, end) = self.pair_ask;
+        plan.ask(self.head_ask)
+            .or_else(|| plan.ask_in_pair(next).filter(|_| next < end))
+    }
+
+    /// The next ask, whomever it is for.
+    fn poll_ask(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
+        let at = self.ask_at().filter(|at| now >= *at)?;
+        let seats = core.schedule.seats;
+        let is_head = self.plan.as_ref()?.ask(self.head_ask).is_some();
+        match is_head {
+            true => self.head_ask += 1,
+            false => self.pair_ask.0 += 1,
+        }
+        if !self.in_time(at, now) {
+            return None;
+        }
+        let untried = || core.seats.untried().filter(|_| !is_head);
+        let node = core.seats.suspect().or_else(untried)?;
+        core.seats.asked(node);
+        self.parser.clear();
+        // Perhaps the next slot decides now.
+        self.examine(core, now);
+        let bytes = superframe::encode(&Frame::Ask(node), 0, seats);
+        Some(signal(at, &bytes, None))
+    }
+
+    pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
         let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
         let answer = self.joining.map(|(at, _)| at);
-        crate::slave::earliest([window, answer, self.early_at(core)])
+        crate::slave::earliest([
+            window,
+            answer,
+            self.early_at(core),
+            self.watch,
+            self.ask_at(),
+        ])
     }
 
-    pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
+    pub(super) fn poll(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
         if self.beacon_due {
             self.beacon_due = false;
             let bytes = self.compose_beacon(core, now);
@@ -221,8 +309,21 @@ impl Serial {
             let bytes = superframe::encode(&Frame::Answer(answer), 0, seats);
             return self.in_time(at, now).then(|| signal(at, &bytes, None));
         }
+        if let Some(ask) = self.poll_ask(core, now) {
+            return Some(ask);
+        }
         let (at, _) = self.plan.as_ref()?.pair(self.pair).filter(|p| now >= p.0)?;
         self.pair += 1;
+        if self.pair == 1 {
+            self.examine(core, now);
+            let idle = self.lively.0 == 0 && !core.has_datagrams();
+            if core.seats.suspect().is_some() || idle && core.seats.untried().is_some() {
+                self.pair_ask = (0, self.timing.asks_in_pair());
+            }
+            if self.pair_ask.1 > 0 {
+                return self.poll_ask(core, now);
+            }
+        }
         if !self.in_time(at, now) {
             return None;
         }
@@ -240,8 +341,9 @@ impl Serial {
     }
 
     /// Beacon and orders, and the plan that follows from them.
-    fn compose_beacon(&mut self, core: &mut Core, now: Instant) -> Bytes {
+    fn compose_beacon(&mut self, core: &mut Core<SEATS>, now: Instant) -> Bytes {
         let schedule = core.schedule;
+        self.examine(core, now);
         self.census = core.census();
         let mut roles = [Role::default(); 127];
         let mut members = false;
@@ -276,6 +378,10 @@ impl Serial {
             },
             orders: orders.len() as u8,
             pairs: 0,
+            asks: match core.seats.suspect() {
+                Some(_) if self.timing.asks_in_pair() > 0 => HEAD_ASKS,
+                _ => 0,
+            },
             depth: self.depth,
             stretched: false,
             roles,
@@ -305,18 +411,18 @@ impl Serial {
         self.previous_us = (end.as_micros() & 0xfff_ffff) as u32;
         self.beacon_counter = self.beacon_counter.wrapping_add(1);
         self.pair = 0;
+        self.examined = 0;
+        self.watch = None;
+        self.head_ask = 0;
+        self.pair_ask = (0, 0);
+        self.tagged = beacon.sync.tag.is_some();
         self.groups = (1 << beacon.depth, 0);
         self.split = false;
         self.plan = Some(next);
         let seats = schedule.seats;
         let mut bytes = superframe::encode(&Frame::Beacon(beacon), self.beacon_counter, seats);
         for order in orders {
-            let to = order.to.map_or(0, |node| usize::from(node.get()));
-            let mut count = 0;
-            if let Some(counter) = self.order_counters.get_mut(to) {
-                *counter = counter.wrapping_add(1);
-                count = *counter;
-            }
+            let count = self.order_counters.next(order.to);
             let frame = superframe::encode(&Frame::Order(order), count, seats);
             let _ = bytes.extend_from_slice(&frame);
         }
@@ -325,7 +431,7 @@ impl Serial {
 
     /// Whom the next pair of windows is for: who has a datagram under way or had a moment ago,
     /// else all in turn.
-    fn next_turn(&mut self, core: &Core, now: Instant) -> Option<NodeId> {
+    fn next_turn(&mut self, core: &Core<SEATS>, now: Instant) -> Option<NodeId> {
         let seats = usize::from(core.schedule.seats);
         let mut fallback = None;
         for step in 1..=seats {
@@ -355,7 +461,7 @@ impl Serial {
     /// What to say to the claim, or the mixture of claims, in a join slot.
     fn answer(
         &mut self,
-        core: &mut Core,
+        core: &mut Core<SEATS>,
         now: Instant,
         at: Instant,
         claim: Option<(Uid, Description)>,

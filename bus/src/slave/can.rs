@@ -4,6 +4,10 @@
 //! SYNC --> Waiting --sample or grace--> turn: summary + next detail (FD: state)
 //!                                       ... + ranges_phase: RangeNow --set_ranges--> range chunks
 //! ```
+//!
+//! In a snapshot all details are due, each encoded from the sample of that SYNC whenever it goes out. They go
+//! by the mailbox of management: in that of the summaries one of them may still wait when the next summary is
+//! due, which is more urgent than those of other slaves that it waits for.
 
 use super::{Core, KEEP_AWAY, Seat, earliest};
 use crate::budget::Budget;
@@ -20,10 +24,15 @@ pub(super) struct Can {
     waiting: Option<(Instant, Instant)>,
     /// Ranges are to be taken then.
     range: Option<(Instant, TagId)>,
+    /// Number of the cycle under way.
+    cycle: u8,
     summary_due: bool,
-    detail_due: bool,
-    /// Next detail in the rotation: cell chunks, then temperature chunks.
-    detail: u8,
+    /// Details still to be sent, `from..to`: fours of cells, then temperatures.
+    details: (u8, u8),
+    /// What they say if they are those of a snapshot, and when it was measured.
+    snapshot: Option<(Option<Instant>, State)>,
+    /// One of those is in the mailbox of management.
+    detail_out: bool,
     /// Pairs of ranges still to be sent, `from..to`; on FD one stands for all.
     pairs: (u8, u8),
     confirm_due: bool,
@@ -54,9 +63,11 @@ impl Can {
         Self {
             waiting: None,
             range: None,
+            cycle: 1,
             summary_due: false,
-            detail_due: false,
-            detail: 0,
+            details: (0, 0),
+            snapshot: None,
+            detail_out: false,
             pairs: (0, 0),
             confirm_due: false,
             prompt: false,
@@ -74,7 +85,7 @@ impl Can {
     #[cfg(feature = "model")]
     pub(super) fn forget(&mut self) {
         self.counters = [0; 16];
-        self.detail = 0;
+        self.cycle = 1;
         self.sync = Receiver::Nothing;
         self.orders = Receiver::Nothing;
         self.orders_to_all = Receiver::Nothing;
@@ -85,9 +96,11 @@ impl Can {
         let Self {
             waiting,
             range,
+            cycle,
             summary_due,
-            detail_due,
-            detail,
+            details,
+            snapshot,
+            detail_out,
             pairs,
             confirm_due,
             prompt,
@@ -101,11 +114,12 @@ impl Can {
             drowned,
         } = self;
         p.value((*drowned).min(8).into());
-        let due = [*summary_due, *detail_due, *confirm_due].map(u64::from);
+        let due = [*summary_due, *detail_out, *confirm_due].map(u64::from);
         let prompt = u64::from(*confirm_due && *prompt);
         p.value(due[0] | due[1] << 1 | due[2] << 2 | prompt << 3);
+        let all = snapshot.is_some().into();
         p.value(u64::from_le_bytes([
-            *detail, pairs.0, pairs.1, 0, 0, 0, 0, 0,
+            *cycle, details.0, details.1, all, pairs.0, pairs.1, 0, 0,
         ]));
         for place in [trip_in, confirm_in] {
             p.value(place.map_or(0, |mailbox| 1 + mailbox as u64));
@@ -237,12 +251,14 @@ impl Can {
         self.waiting = None;
         self.range = None;
         self.summary_due = false;
-        self.detail_due = false;
+        self.details = (0, 0);
+        self.snapshot = None;
         self.pairs = (0, 0);
         self.confirm_due = false;
     }
 
     fn start_cycle(&mut self, core: &mut Core, now: Instant, sync: &Sync) {
+        self.cycle = sync.cycle;
         let Seat::Member { trying, .. } = core.seat else {
             return;
         };
@@ -264,12 +280,22 @@ impl Can {
         };
     }
 
-    /// It is our turn: the summary and the next detail are due.
+    /// It is our turn: the summary is due, and what details this cycle has. What is left of a snapshot
+    /// goes on in the next cycle, which has none.
     fn start_turn(&mut self, core: &mut Core) {
         self.waiting = None;
-        core.stats.overwritten += u64::from(self.summary_due) + u64::from(self.detail_due);
+        core.stats.overwritten += u64::from(self.summary_due);
         self.summary_due = true;
-        self.detail_due = !core.isolated && !core.schedule.fd() && details(core) > 0;
+        let details = match core.isolated {
+            true => 0..0,
+            false => (core.schedule).details_in(self.cycle, core.capabilities.details()),
+        };
+        if core.isolated || !details.is_empty() {
+            core.stats.overwritten += u64::from(self.details.1 - self.details.0);
+            self.details = (details.start, details.end);
+            let all = !details.is_empty() && core.schedule.is_snapshot(self.cycle);
+            self.snapshot = all.then(|| newest(core));
+        }
     }
 
     pub(super) fn handle_sample(&mut self, core: &mut Core, sampled_at: Instant) {
@@ -302,7 +328,7 @@ impl Can {
             self.confirm_in = None;
             return;
         }
-        if mailbox != Mailbox::Management {
+        if mailbox != Mailbox::Management || core::mem::take(&mut self.detail_out) {
             core.stats.sent += 1;
         }
         match &mut core.seat {
@@ -335,7 +361,7 @@ impl Can {
 
     pub(super) fn poll_timeout(&self, core: &Core, now: Instant) -> Option<Instant> {
         let blocked = |due: bool, budget: &Budget| budget.next().filter(|_| due);
-        let cyclic = self.summary_due || self.detail_due || self.pairs.0 < self.pairs.1;
+        let cyclic = self.summary_due || self.detail_due() || self.pairs.0 < self.pairs.1;
         let times = [
             self.waiting.map(|(until, _)| until),
             self.range.map(|(at, _)| at),
@@ -382,7 +408,20 @@ impl Can {
             Mailbox::Urgent => self.poll_urgent(core, now),
             Mailbox::Cyclic => self.poll_cyclic(core, now),
             Mailbox::Management => {
-                let frame = self.poll_management(core, now)?;
+                self.detail_out = false;
+                if let Some(frame) = self.poll_joining(core, now) {
+                    return Some(CanOut {
+                        frame,
+                        sampled_at: None,
+                    });
+                }
+                let node = core.node()?;
+                if let Some((sampled_at, state)) = self.snapshot {
+                    self.detail_out = true;
+                    let message = self.next_detail(core, node, &state);
+                    return self.encode(core, &message, sampled_at);
+                }
+                let frame = self.poll_datagram(core, now, node)?;
                 Some(CanOut {
                     frame,
                     sampled_at: None,
@@ -419,7 +458,7 @@ impl Can {
     fn poll_cyclic(&mut self, core: &mut Core, now: Instant) -> Option<CanOut> {
         let node = core.node()?;
         let ranges_due = self.pairs.0 < self.pairs.1;
-        if !(self.summary_due || self.detail_due || ranges_due || core.babbling) {
+        if !(self.summary_due || self.detail_due() || ranges_due || core.babbling) {
             return None;
         }
         if !self.budget.take(now) {
@@ -429,10 +468,7 @@ impl Can {
         if let Seat::Member { trying, .. } = &mut core.seat {
             trying.get_or_insert(now);
         }
-        let (sampled_at, state) = match &core.state {
-            Some((at, state)) => (Some(*at), *state),
-            None => (None, State::default()),
-        };
+        let (sampled_at, state) = newest(core);
         if self.summary_due || core.babbling {
             self.summary_due = false;
             let message = if core.schedule.fd() {
@@ -442,8 +478,7 @@ impl Can {
             };
             return self.encode(core, &message, sampled_at);
         }
-        if self.detail_due {
-            self.detail_due = false;
+        if self.detail_due() {
             let message = self.next_detail(core, node, &state);
             return self.encode(core, &message, sampled_at);
         }
@@ -463,20 +498,30 @@ impl Can {
         self.encode(core, &message, Some(at))
     }
 
-    /// The chunk whose turn it is; those of cells and sensors that are not there do not exist.
+    /// Whether there is a detail that goes with the summaries.
+    fn detail_due(&self) -> bool {
+        self.snapshot.is_none() && self.details.0 < self.details.1
+    }
+
+    /// The detail whose turn it is; those of cells and sensors that are not there do not exist.
     fn next_detail(&mut self, core: &Core, node: NodeId, state: &State) -> Message {
-        let cell_chunks = core.capabilities.cells.div_ceil(4);
-        let this = self.detail % details(core).max(1);
-        self.detail = this + 1;
-        if this < cell_chunks {
+        let fours = core.capabilities.fours();
+        let this = self.details.0;
+        self.details.0 += 1;
+        if self.details.0 >= self.details.1 {
+            self.snapshot = None;
+        }
+        if this < fours {
             let first = this * 4;
+            let [temp] = chunk(&state.temps.0, this);
             Message::CellChunk {
                 node,
                 first,
                 cells: chunk(&state.cells.0, first),
+                temp,
             }
         } else {
-            let first = (this - cell_chunks) * 6;
+            let first = fours + (this - fours) * 6;
             Message::TempChunk {
                 node,
                 first,
@@ -485,7 +530,7 @@ impl Can {
         }
     }
 
-    fn poll_management(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
+    fn poll_joining(&mut self, core: &mut Core, now: Instant) -> Option<CanFrame> {
         let Some(node) = core.node() else {
             // A claim that is polled for again was given up by the controller (bus off).
             let due = core.claim_at(now);
@@ -493,9 +538,16 @@ impl Can {
             let uid = core.uid;
             return due.then(|| join::claim(uid, core.claim())).flatten();
         };
-        if self.confirm_due {
-            self.confirm_due = false;
-            return join::confirm(node, core.uid, core.description(), false);
+        core::mem::take(&mut self.confirm_due)
+            .then(|| join::confirm(node, core.uid, core.description(), false))
+            .flatten()
+    }
+
+    fn poll_datagram(&mut self, core: &mut Core, now: Instant, node: NodeId) -> Option<CanFrame> {
+        // The bus belongs to details then; one that waits behind a frame of management would wait for
+        // those of all others, too.
+        if core.schedule.after_snapshot(self.cycle) {
+            return None;
         }
         let fd = core.schedule.fd();
         let pdu: Pdu = match core.receiver.poll() {
@@ -529,9 +581,12 @@ const BABBLE: Alarm = Alarm {
     value: 0,
 };
 
-/// Chunks in the rotation of details.
-fn details(core: &Core) -> u8 {
-    core.capabilities.cells.div_ceil(4) + core.capabilities.temps.div_ceil(6)
+/// The newest measurement.
+fn newest(core: &Core) -> (Option<Instant>, State) {
+    match &core.state {
+        Some((at, state)) => (Some(*at), *state),
+        None => (None, State::EMPTY),
+    }
 }
 
 /// `N` values from `first` on; past the end there are none.

@@ -48,6 +48,8 @@ pub(super) struct Serial {
     unheard: u32,
     /// The master has asked us: our half of the window.
     answer: Option<(Instant, Fragment)>,
+    /// It has asked whether we are there; the answer needs no plan.
+    here_at: Option<Instant>,
     claiming: Option<Claiming>,
     /// Next minislot in which to show a trip, and how many are left.
     trip: Option<(Instant, u8)>,
@@ -98,6 +100,7 @@ impl Serial {
             confirmed: false,
             unheard: 0,
             answer: None,
+            here_at: None,
             claiming: None,
             trip: None,
             told: None,
@@ -153,6 +156,9 @@ impl Serial {
                     pairs.map(|(_, ours)| ours).find(|ours| *ours >= end)
                 });
                 self.answer = window.map(|at| (at, fragment));
+            }
+            Frame::Ask(node) if Some(node) == core.node() => {
+                self.here_at = Some(end + self.timing.guard);
             }
             // For the master, or for others.
             _ => {}
@@ -258,6 +264,9 @@ impl Serial {
             core.stats.overwritten += u64::from(self.state_at.is_some());
             self.leave_superframe();
         }
+        if core.node().is_none() {
+            self.here_at = None;
+        }
         if core.node().is_none() && (self.state_at.is_some() || self.answer.is_some()) {
             self.state_at = None;
             self.ranges_at = None;
@@ -313,6 +322,7 @@ impl Serial {
             self.range.map(|(at, _)| at),
             self.dismissed_at,
             self.answer.as_ref().map(|(at, _)| *at),
+            self.here_at,
             self.trip.and_then(|(at, _)| match at {
                 Instant::MAX => core.heard.map(|h| h + core.schedule.master_silence),
                 at => Some(at),
@@ -407,6 +417,13 @@ impl Serial {
                     self.say(core, at, &frame, Some(sampled_at));
                 }
                 None => core.stats.overwritten += u64::from(!in_time),
+            }
+        }
+        if let Some(in_time) = self.due(self.here_at, now) {
+            let at = self.here_at.take().unwrap_or(now);
+            if in_time {
+                let frame = Frame::Here(node, core.uid.get() as u16);
+                self.say(core, at, &frame, None);
             }
         }
         let window = self.answer.as_ref().map(|(at, _)| *at);

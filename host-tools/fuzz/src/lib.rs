@@ -80,7 +80,7 @@ fn frame(data: &mut &[u8]) -> Option<CanFrame> {
 pub fn can(mut data: &[u8]) {
     let fd = take(&mut data) & 1 != 0;
     let kind = if fd { BusKind::CanFd } else { BusKind::Can1M };
-    let mut master = MasterLink::new(Schedule::for_bus(kind));
+    let mut master = <MasterLink>::new(Schedule::for_bus(kind));
     let mut slave = SlaveLink::new(Schedule::for_bus(kind), uid(), SLAVE);
     let mut now = Instant::from_millis(1);
     while !data.is_empty() {
@@ -124,7 +124,7 @@ pub fn rs485(mut data: &[u8]) {
         let back = decode_serial(&again, schedule.seats).expect("our own");
         assert_eq!(back.message, told.message);
     }
-    let mut master = MasterLink::new(schedule);
+    let mut master = <MasterLink>::new(schedule);
     let mut slave = SlaveLink::new(schedule, uid(), SLAVE);
     let mut now = Instant::from_millis(1);
     while !data.is_empty() {
@@ -161,7 +161,7 @@ pub fn rs485(mut data: &[u8]) {
 pub fn segments(mut data: &[u8]) {
     let fd = take(&mut data) & 1 != 0;
     let kind = if fd { BusKind::CanFd } else { BusKind::Can500k };
-    let mut master = MasterLink::new(Schedule::for_bus(kind));
+    let mut master = <MasterLink>::new(Schedule::for_bus(kind));
     let mut slave = SlaveLink::new(Schedule::for_bus(kind), uid(), SLAVE);
     let mut now = Instant::from_millis(1);
     // Until it is seated.

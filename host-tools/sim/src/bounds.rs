@@ -222,8 +222,21 @@ struct Unit {
     synced: Option<Instant>,
     ranged: Option<Instant>,
     alarmed: Option<Instant>,
+    /// SYNC of the last snapshot, and how many details of it are to come.
+    snapshot: (Instant, u8),
     /// Counters of the last frames, to know the next: alarm, summary or state.
     counters: [u8; 2],
+}
+
+impl Unit {
+    /// Since when a message of this kind was to be said.
+    fn since(&mut self, kind: Kind) -> Option<Instant> {
+        match kind {
+            Kind::Alarm => self.alarmed.take(),
+            Kind::Ranges => self.ranged,
+            _ => self.synced,
+        }
+    }
 }
 
 enum Medium {
@@ -279,13 +292,14 @@ struct Rig {
     lines: Vec<LineEvent>,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Trip,
     Kind::Alarm,
     Kind::Sync,
     Kind::Order,
     Kind::Summary,
     Kind::Detail,
+    Kind::Snapshot,
     Kind::Ranges,
     Kind::State,
 ];
@@ -318,6 +332,7 @@ impl Rig {
                 synced: None,
                 ranged: None,
                 alarmed: None,
+                snapshot: (Instant::ZERO, 0),
                 counters: [0; 2],
             })
             .collect();
@@ -326,7 +341,7 @@ impl Rig {
             BusKind::Rs485At4M => Duration::from_nanos(250),
             _ => Duration::from_nanos(1_000),
         };
-        let mut master = MasterLink::new(schedule);
+        let mut master = <MasterLink>::new(schedule);
         master.set_tags(&[TagId(1), TagId(2)]);
         let nodes = (1..=127).filter_map(NodeId::new);
         for (i, (node, capabilities)) in nodes.zip(&plan.slaves).enumerate() {
@@ -402,6 +417,7 @@ impl Rig {
                 synced: None,
                 ranged: None,
                 alarmed: None,
+                snapshot: (Instant::ZERO, 0),
                 counters: [0; 2],
             });
         }
@@ -875,10 +891,13 @@ impl Rig {
             return;
         };
         let unit = &mut self.units[i];
-        let since = match kind {
-            Kind::Alarm => unit.alarmed.take(),
-            Kind::Ranges => unit.ranged,
-            _ => unit.synced,
+        let (kind, since) = match kind {
+            // What is left of a snapshot is said before anything that is in turn.
+            Kind::Detail if unit.snapshot.1 > 0 => {
+                unit.snapshot.1 -= 1;
+                (Kind::Snapshot, Some(unit.snapshot.0))
+            }
+            _ => (kind, unit.since(kind)),
         };
         self.see(kind, since);
     }
@@ -890,8 +909,12 @@ impl Rig {
         }
         while let Some(event) = self.units[i].link.poll_event() {
             match event {
-                SlaveEvent::Sync { .. } => {
-                    self.units[i].synced = Some(now);
+                SlaveEvent::Sync { cycle, .. } => {
+                    let unit = &mut self.units[i];
+                    unit.synced = Some(now);
+                    if self.schedule.is_snapshot(cycle) {
+                        unit.snapshot = (now, unit.link.capabilities().details());
+                    }
                     if i == 0 && self.syncs.last() != Some(&now) {
                         self.syncs.push(now);
                     }

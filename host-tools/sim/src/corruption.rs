@@ -201,14 +201,20 @@ fn any_message(format: Format, noise: &mut Noise) -> Message {
         },
         (_, 4) => Message::TempChunk {
             node,
-            first: 0,
+            first: 4,
             temps: [dc(noise), dc(noise), dc(noise), dc(noise), None, None],
         },
-        _ => Message::CellChunk {
-            node,
-            first: 4 * below(noise, 4) as u8,
-            cells: [mv(noise), mv(noise), mv(noise), mv(noise)],
-        },
+        _ => {
+            // Neighbours are not far apart.
+            let least = 2_500 + below(noise, 1_700) as u16;
+            let near = |noise: &mut Noise| Some(Millivolts(least + below(noise, 100) as u16));
+            Message::CellChunk {
+                node,
+                first: 4 * below(noise, 4) as u8,
+                cells: [near(noise), near(noise), near(noise), near(noise)],
+                temp: dc(noise),
+            }
+        }
     }
 }
 

@@ -71,6 +71,8 @@ const ORDERS: &[(i64, &str)] = &[
     (5, "light"),
 ];
 const NO_CELL: &[(i64, &str)] = &[(0x1fff, "invalid")];
+const IN_STEPS: &[(i64, &str)] = &[(15, "steps_of_8_mV")];
+const NO_CELL_ABOVE: &[(i64, &str)] = &[(0x3ff, "invalid")];
 const NO_TEMP: &[(i64, &str)] = &[(0xff, "invalid")];
 const NO_CURRENT: &[(i64, &str)] = &[(-0x2_0000, "not_measured")];
 const BLOCKED: &[(i64, &str)] = &[(0xffff, "blocked")];
@@ -125,6 +127,18 @@ impl Row {
     fn back_to(mut self, at: u16) -> Self {
         self.at = at;
         self
+    }
+    /// Where four cells begin: they count from there.
+    fn base(self) -> Self {
+        self.put("Base", 4)
+            .unit("mV")
+            .named(IN_STEPS)
+            .last(|s| s.factor = 512.0)
+    }
+    fn above(self, n: usize) -> Self {
+        self.put(format!("Above{n}"), 10)
+            .unit("mV")
+            .named(NO_CELL_ABOVE)
     }
     fn when(self, value: u8) -> Self {
         self.last(|s| s.multiplex = Multiplex::When(value))
@@ -216,20 +230,23 @@ impl Layout {
             return all;
         }
         all.push(Self::new(4, "Summary", 8, Row::new(8, 4).summary()));
-        for chunk in 0..c.cells.div_ceil(4) {
+        let fours = c.cells.div_ceil(4);
+        for chunk in 0..fours {
             let first = usize::from(chunk) * 4;
-            let cells = (first..(first + 4).min(18)).fold(Row::new(8, 4), Row::cell);
+            let temperature = Row::new(8, 4).temperature(chunk.into()).base();
+            let cells = (first..(first + 4).min(18)).fold(temperature, Row::above);
             all.push(Self::new(5 + chunk, &format!("Cells{first}"), 8, cells));
         }
-        if c.temps > 0 {
-            let selector = Row::new(8, 4)
+        if c.temps > fours {
+            let row = Row::new(8, 4)
                 .back_to(60)
-                .put("Chunk", 4)
-                .last(|s| s.multiplex = Multiplex::Selector)
-                .back_to(12);
-            let first = (0..6).fold(selector, |row, n| row.temperature(n).when(0));
-            let both = (6..8).fold(first.back_to(12), |row, n| row.temperature(n).when(1));
-            all.push(Self::new(10, "Temperatures", 8, both));
+                .put("First", 4)
+                .last(|s| s.multiplex = Multiplex::Selector);
+            let row = (fours..c.temps).step_by(6).fold(row, |row, first| {
+                let some = first.into()..(first + 6).min(8).into();
+                some.fold(row.back_to(12), |row, n| row.temperature(n).when(first))
+            });
+            all.push(Self::new(10, "Temperatures", 8, row));
         }
         if c.anchors > 0 {
             let row = Row::new(8, 4)
@@ -285,7 +302,8 @@ pub fn dbc(kind: BusKind, slaves: &[Capabilities]) -> Option<String> {
         ..
     } = out;
     text += "CM_ \"Cyclic messages of a Heliograph rack. Raw values with the names invalid, blocked, none and \
-             not_measured are no measurements.\";\n";
+             not_measured are no measurements. A cell is Base + Above; where Base is steps_of_8_mV, eight times \
+             Above.\";\n";
     text += "BA_DEF_ BO_ \"VFrameFormat\" ENUM \"StandardCAN\",\"ExtendedCAN\"";
     for reserved in 2..14 {
         text += &format!(",\"reserved{reserved}\"");
@@ -475,7 +493,7 @@ mod tests {
     fn check(message: Message, fd: bool, c: Capabilities, mut expected: Vec<(String, f64)>) {
         let frame = encode_can(&message, 5, fd).expect("fits");
         let mut found = table(&frame, fd, c);
-        found.retain(|(name, _)| name != "Chunk" && name != "Pair");
+        found.retain(|(name, _)| name != "First" && name != "Pair");
         let by_name = |a: &(String, f64), b: &(String, f64)| a.0.cmp(&b.0);
         found.sort_by(by_name);
         expected.sort_by(by_name);
@@ -485,6 +503,39 @@ mod tests {
                 name == other && (a - b).abs() < 1e-6,
                 "{name} {a}, {other} {b}: {message:?}"
             );
+        }
+    }
+
+    /// As the comment in the DBC says: base and what is above it, or steps.
+    fn check_cells(
+        message: Message,
+        first: usize,
+        cells: &[Option<Millivolts>],
+        temp: Option<DeciCelsius>,
+    ) {
+        let frame = encode_can(&message, 5, false).expect("fits");
+        let found = table(&frame, false, FULL);
+        let value = |name: &str| {
+            let found = found.iter().find(|(n, _)| n == name);
+            found.expect("in the table").1
+        };
+        let told = temp.map_or(195.0, |t| f64::from(t.0) / 10.0);
+        assert!((value(&format!("Temperature{}", first / 4)) - told).abs() < 1e-6);
+        let base = value("Base");
+        let (base, step, exact) = match base / 512.0 {
+            15.0 => (0.0, 8.0, 14.0),
+            _ => (base, 1.0, 0.0),
+        };
+        let there = cells.iter().enumerate().take(18 - first);
+        for (n, mv) in there {
+            let above = value(&format!("Above{}", first + n));
+            match mv {
+                None => assert_eq!(above, 1_023.0),
+                Some(mv) => {
+                    let error = (base + step * above - f64::from(mv.0)).abs();
+                    assert!(error <= exact, "{message:?}: {error}");
+                }
+            }
         }
     }
 
@@ -524,20 +575,28 @@ mod tests {
             let tag_id = TagId(tag);
             check(Message::Summary(node, summary), false, FULL, summary_values(&summary));
             for first in [0, 4, 8, 12, 16u8] {
+                let n = usize::from(first);
                 let mut four = [None; 4];
-                for (to, from) in four.iter_mut().zip(&mv[usize::from(first)..]) {
+                for (to, from) in four.iter_mut().zip(&mv[n..]) {
                     *to = *from;
                 }
-                let message = Message::CellChunk { node, first, cells: four };
-                check(message, false, FULL, cells(&four, first.into()));
+                let temp = deg[n / 4];
+                let message = Message::CellChunk { node, first, cells: four, temp };
+                check_cells(message, n, &four, temp);
+                // Near each other.
+                let near = four.map(|mv| mv.map(|mv| Millivolts(3_000 + mv.0 % 512)));
+                let message = Message::CellChunk { node, first, cells: near, temp };
+                check_cells(message, n, &near, temp);
             }
-            for first in [0, 6u8] {
-                let mut six = [None; 6];
-                for (to, from) in six.iter_mut().zip(&deg[usize::from(first)..]) {
-                    *to = *from;
+            for few in [FULL, Capabilities { cells: 0, ..FULL }, Capabilities { cells: 4, ..FULL }] {
+                for first in (few.cells.div_ceil(4)..8).step_by(6) {
+                    let mut six = [None; 6];
+                    for (to, from) in six.iter_mut().zip(&deg[usize::from(first)..]) {
+                        *to = *from;
+                    }
+                    let message = Message::TempChunk { node, first, temps: six };
+                    check(message, false, few, temps(&six, first.into()));
                 }
-                let message = Message::TempChunk { node, first, temps: six };
-                check(message, false, FULL, temps(&six, first.into()));
             }
             for first in (0..16u8).step_by(2) {
                 let pair = [mm[usize::from(first)], mm[usize::from(first) + 1]];

@@ -303,7 +303,8 @@ impl Bench {
         net.log_samples = true;
         net.take_log();
         net.run_for(schedule.cycle * 12);
-        let full = full_state(&net.take_log(), 127);
+        let of_one = part(schedule.cycle, 0.5);
+        let full = full_state(&net.take_log(), 127, of_one, |_| true);
         self.add("full state of 127 slaves", "ms", full / MS, 1);
         net.log_samples = false;
         let dead = (0..trials).map(|trial| {
@@ -350,26 +351,44 @@ impl Bench {
         until(net, at, last)
     }
 
-    /// From a SYNC until everything that the slaves measured at it, or later, is at the master.
+    /// From a SYNC until everything that the slaves measured at it is at the master; and until everything
+    /// there is no older.
     fn full_state(&mut self) {
         let goal = self.of(None, Some(26.0), Some(5.0), None, Some(5.0));
         let trials = self.trials(10, 200);
         let mut net = self.rack(32, 300);
         net.log_samples = true;
-        let cycle = net.master.schedule().cycle;
-        let mut worst: f64 = 0.0;
+        let schedule = *net.master.schedule();
+        // On CAN 2.0 everything is said at once now and then, and one after the other between.
+        let in_turn = self.of(true, true, false, false, false);
+        let cycles = if in_turn {
+            u64::from(schedule.snapshot_cycles()) + 8
+        } else {
+            12
+        };
+        let (mut together, mut renewed): (f64, f64) = (0.0, 0.0);
         for _ in 0..trials {
             net.take_log();
-            net.run_for(cycle * 12);
+            net.run_for(schedule.cycle * cycles);
             let log = net.take_log();
-            worst = worst.max(full_state(&log, 32) / MS);
+            let at_once = |cycle| !in_turn || schedule.is_snapshot(cycle);
+            let of_one = part(schedule.cycle, 0.5);
+            together = together.max(full_state(&log, 32, of_one, at_once) / MS);
+            let any_later = schedule.cycle * cycles;
+            renewed = renewed.max(full_state(&log, 32, any_later, |_| true) / MS);
         }
-        self.add("full state of 32 slaves", "ms", worst, trials);
+        self.add("full state of 32 slaves", "ms", together, trials);
         self.goal(goal);
+        if in_turn {
+            let cycles = f64::from(schedule.snapshot_cycles());
+            let period = cycles * schedule.cycle.as_nanos() as f64 / MS;
+            self.add("full state: from one to the next", "ms", period, 1);
+            self.add("every value renewed, in turn", "ms", renewed, trials);
+        }
     }
 
     fn skew(&mut self) {
-        let goal = self.of(2.0, 2.0, 2.0, 10.0, 10.0);
+        let goal = self.of(None, Some(2.0), Some(2.0), Some(10.0), Some(10.0));
         let cycles = self.trials(100, 2_000);
         let mut net = self.rack(32, 400);
         net.log_samples = true;
@@ -386,9 +405,9 @@ impl Bench {
             skew(&log, half, sync),
             cycles,
         );
-        self.goal(Some(goal));
+        self.goal(goal);
         self.add("skew of ranging", "us", skew(&log, half, range), cycles);
-        self.goal(Some(goal));
+        self.goal(goal);
     }
 
     /// From power to the last seat, master and slaves switched on together.
@@ -726,36 +745,53 @@ fn skew(log: &[(Instant, News)], gap: Duration, what: impl Fn(&SlaveEvent) -> bo
     worst.as_nanos() as f64 / US
 }
 
-/// Parts of a slave's state, one bit each: summary, four cells each, temperatures.
+fn part(span: Duration, share: f64) -> Duration {
+    Duration::from_nanos((span.as_nanos() as f64 * share) as u64)
+}
+
+/// Parts of a slave's state, one bit each: summary, then four cells and a temperature each.
 fn parts(message: &Message) -> Option<(NodeId, u8)> {
     Some(match message {
         Message::Summary(node, _) => (*node, 1),
         Message::CellChunk { node, first, .. } => (*node, 2 << (first / 4)),
-        Message::TempChunk { node, .. } => (*node, 0x20),
-        Message::State(node, _) => (*node, 0x3f),
+        Message::State(node, _) => (*node, 0x1f),
         _ => return None,
     })
 }
 
-/// Worst nanoseconds from a SYNC until all slaves' states of it have come.
-fn full_state(log: &[(Instant, News)], slaves: usize) -> f64 {
-    let syncs: Vec<Instant> = log
-        .iter()
-        .filter(|(_, n)| matches!(n, News::Slave(0, SlaveEvent::Sync { .. })))
-        .map(|(at, _)| *at)
-        .collect();
-    let mut worst: f64 = 0.0;
-    for &sync in syncs.iter().take(syncs.len() / 2) {
+/// Worst nanoseconds from a SYNC of these cycles until all slaves' states have come, measured within `span`
+/// from it. SYNCs in whose log there may be too little behind them are left out.
+fn full_state(
+    log: &[(Instant, News)],
+    slaves: usize,
+    span: Duration,
+    cycles: impl Fn(u8) -> bool,
+) -> f64 {
+    let of = |(at, news): &(Instant, News)| match news {
+        News::Slave(0, SlaveEvent::Sync { cycle, .. }) => Some((*at, *cycle)),
+        _ => None,
+    };
+    let syncs: Vec<(Instant, u8)> = log.iter().filter_map(of).collect();
+    let whole = syncs.len().saturating_sub(6);
+    let syncs = syncs.iter().take(whole).filter(|(_, cycle)| cycles(*cycle));
+    // None in this piece of the log is no measurement.
+    let mut worst: f64 = if syncs.clone().count() == 0 {
+        f64::INFINITY
+    } else {
+        0.0
+    };
+    for &(sync, _) in syncs {
         let mut have = [0u8; 127];
         let mut complete = None;
         for (at, news) in log.iter().filter(|(at, _)| *at >= sync) {
             // A slave on a long cable hears SYNC a little before or after the first one.
             if let News::Master(MasterEvent::Message(message), Some(sampled)) = news
                 && *sampled + Duration::from_micros(1) >= sync
+                && *sampled < sync + span
                 && let Some((node, part)) = parts(message)
             {
                 have[node.index()] |= part;
-                if have.iter().filter(|h| **h == 0x3f).count() == slaves {
+                if have.iter().filter(|h| **h == 0x1f).count() == slaves {
                     complete = Some(at.since(sync).as_nanos() as f64);
                     break;
                 }
