@@ -16,7 +16,8 @@ use helio_units::Duration;
 
 /// CAN 2.0: from one cycle in which slaves say everything to the next. It divides the 256 numbers of
 /// cycles. What a snapshot tells is up to a cycle old; this seldom, of all values that the master gets
-/// fewer than 1 % are. No tag is ranged in such a cycle, and no datagram goes on then or in the next.
+/// fewer than 1 % are. No tag is ranged in such a cycle, and no datagram goes on from the cycle before to
+/// the next.
 pub(crate) const SNAPSHOT: u8 = 128;
 
 /// Timing of one bus; equal at the master and all slaves.
@@ -165,13 +166,20 @@ impl Schedule {
         self.is_snapshot(cycle) || self.is_snapshot(cycle.wrapping_sub(1))
     }
 
+    /// Whether nothing of management may be begun in the cycle of this number: what is in a mailbox when a
+    /// snapshot begins would wait for everybody's details, and those of its slave behind it. The cycle before
+    /// has no details, so that all of it gets out.
+    pub(crate) const fn is_reserved(&self, cycle: u8) -> bool {
+        self.after_snapshot(cycle) || self.is_snapshot(cycle.wrapping_add(1))
+    }
+
     /// Those of its `count` details that a slave says in the cycle of this number. One in turn, after a
-    /// snapshot and a pause for its end; a round that would not be complete before the next snapshot is left
-    /// out.
+    /// snapshot and a pause for its end, until the cycle before the next one; a round that would not be
+    /// complete by then is left out.
     pub(crate) fn details_in(&self, cycle: u8, count: u8) -> Range<u8> {
         let place = cycle % SNAPSHOT;
         let turn = place.saturating_sub(2);
-        let rounds = (SNAPSHOT - 2).checked_div(count).unwrap_or(0);
+        let rounds = (SNAPSHOT - 3).checked_div(count).unwrap_or(0);
         match place {
             _ if self.fd() || !self.can() => 0..0,
             0 => 0..count,
@@ -280,7 +288,7 @@ mod tests {
                 let details = schedule.details_in(cycle, count);
                 match (schedule.is_snapshot(cycle), details.len()) {
                     (true, len) => assert_eq!(len, usize::from(count)),
-                    (false, 1) => assert!(!schedule.after_snapshot(cycle)),
+                    (false, 1) => assert!(!schedule.is_reserved(cycle)),
                     (false, len) => assert_eq!(len, 0),
                 }
                 said.extend(details);

@@ -21,7 +21,7 @@ mod serial;
 use crate::Schedule;
 use crate::e2e::DataId;
 use crate::join;
-use crate::master::{ORDER_BURST, SESSIONS, prompt_burst};
+use crate::master::{ORDER_BURST, prompt_burst};
 use crate::message::{BusKind, CanFrame, CanId, Capabilities, MAX_ANCHORS};
 use crate::schedule::SNAPSHOT;
 use crate::slave::ALARM_BURST;
@@ -536,8 +536,7 @@ struct CanModel<'a> {
 }
 
 /// Keys of the streams: the order of urgency. What a babbler says more than others stands first in
-/// its class; SYNC stands behind the orders because it can wait for one in the same mailbox, and frames of
-/// management that a snapshot caught in a mailbox before its details, which wait for them there.
+/// its class; SYNC stands behind the orders because it can wait for one in the same mailbox.
 mod key {
     pub const TRIP: u32 = 0;
     pub const BABBLED_ALARM: u32 = 1;
@@ -548,12 +547,11 @@ mod key {
     pub const SYNC: u32 = 6;
     pub const BABBLED_SUMMARY: u32 = 7;
     pub const SUMMARY: u32 = 8;
-    pub const CAUGHT: u32 = 9;
-    pub const DETAIL: u32 = 10;
-    pub const RANGES: u32 = 11;
-    pub const BABBLED_STATE: u32 = 12;
-    pub const STATE: u32 = 13;
-    pub const ALL_RANGES: u32 = 14;
+    pub const DETAIL: u32 = 9;
+    pub const RANGES: u32 = 10;
+    pub const BABBLED_STATE: u32 = 11;
+    pub const STATE: u32 = 12;
+    pub const ALL_RANGES: u32 = 13;
 }
 
 type Streams = heapless::Vec<Stream, 16>;
@@ -672,7 +670,6 @@ impl<'a> CanModel<'a> {
             let behind = if slow { behind } else { 0 };
             let sizes = match key {
                 key::DETAIL if snapshot => self.snapshot,
-                key::CAUGHT => self.caught(),
                 _ => self.sizes(class),
             };
             let stream = Stream {
@@ -781,11 +778,6 @@ impl<'a> CanModel<'a> {
                     }
                     false => (detailed, cycle, 2),
                 };
-                if snapshot {
-                    // Of each datagram under way one frame, and one more of the master.
-                    let caught = 2 * SESSIONS as u32 + 1;
-                    add(key::CAUGHT, caught, class::JOIN, period, zero, zero, 0);
-                }
                 add(
                     key::DETAIL,
                     count,
@@ -962,15 +954,6 @@ impl<'a> CanModel<'a> {
     fn snapshot_end(&self, drift: Duration) -> Duration {
         let two = self.schedule.cycle * 2;
         Duration::from_nanos(two.as_nanos().saturating_sub(drift.as_nanos()))
-    }
-
-    /// Frames of management that were in mailboxes when a snapshot began.
-    fn caught(&self) -> Sizes {
-        Sizes {
-            longest: self.wire.background,
-            least: self.wire.background,
-            total: Duration::from_nanos(u64::MAX),
-        }
     }
 
     /// Until the receivers have the frame.

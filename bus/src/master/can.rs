@@ -235,8 +235,7 @@ fn poll_management<const SEATS: usize>(core: &mut Core<SEATS>, now: Instant) -> 
             return join::release(Some(node), uid, LeaveReason::Silence, false);
         }
     }
-    // Behind it details would wait that a slave has no other mailbox for.
-    if core.schedule.after_snapshot(core.cycle) {
+    if core.schedule.is_reserved(core.cycle) {
         return None;
     }
     let (node, pdu) = core.next_pdu(now)?;

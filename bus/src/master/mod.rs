@@ -33,7 +33,7 @@ pub struct MasterStats {
 }
 
 /// Datagrams that can be under way at once in each direction.
-pub(crate) const SESSIONS: usize = 2;
+const SESSIONS: usize = 2;
 
 /// Refused devices that are remembered, so that what each is refused for is said once.
 const REFUSED: usize = 16;

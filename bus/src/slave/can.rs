@@ -544,9 +544,7 @@ impl Can {
     }
 
     fn poll_datagram(&mut self, core: &mut Core, now: Instant, node: NodeId) -> Option<CanFrame> {
-        // The bus belongs to details then; one that waits behind a frame of management would wait for
-        // those of all others, too.
-        if core.schedule.after_snapshot(self.cycle) {
+        if core.schedule.is_reserved(self.cycle) {
             return None;
         }
         let fd = core.schedule.fd();
