@@ -244,12 +244,6 @@ impl<const SEATS: usize> Seats<SEATS> {
                 State::Vacant { .. } | State::Free => {
                     self.offer(now, schedule, node, uid);
                 }
-                // This claim may have waited in a mailbox while its sender was given its seat.
-                State::Member { probed, probes, .. }
-                    if schedule.can() && *probes == 0 && now < *probed + schedule.cycle * 2 =>
-                {
-                    return None;
-                }
                 State::Member {
                     challenged, told, ..
                 } => {
@@ -800,8 +794,13 @@ impl<const SEATS: usize> Seats<SEATS> {
             let at = claimed + challenge(schedule);
             if seat.heard > since {
                 *challenged = None;
-                self.refuse(uid, LeaveReason::DuplicateUid);
-                return (now, Some(MasterEvent::Duplicate { node, uid }));
+                // That claim may have waited in a mailbox while its sender was given the seat. A second
+                // device will claim again.
+                if !schedule.can() || claimed >= *probed + schedule.cycle * 2 {
+                    self.refuse(uid, LeaveReason::DuplicateUid);
+                    return (now, Some(MasterEvent::Duplicate { node, uid }));
+                }
+                return (now, None);
             }
             let again = part(silence, PROBE_AGAIN);
             let silent = schedule.can() && seat.heard <= claimed;
