@@ -75,6 +75,8 @@ pub enum Extended<'a> {
         node: Option<NodeId>,
         uid: Option<Uid>,
         reason: LeaveReason,
+        /// Then `uid`, if it sits on `node`, says so at once.
+        prompt: bool,
     },
     /// The slave has taken its seat.
     Confirm {
@@ -201,8 +203,15 @@ pub fn assign(node: NodeId, uid: Uid, prompt: bool) -> Option<CanFrame> {
 }
 
 /// Frame of a release.
-pub fn release(node: Option<NodeId>, uid: Option<Uid>, reason: LeaveReason) -> Option<CanFrame> {
-    let id = JOIN | u32::from(reason_code(reason)) << 7 | u32::from(node.map_or(0, NodeId::get));
+pub fn release(
+    node: Option<NodeId>,
+    uid: Option<Uid>,
+    reason: LeaveReason,
+    prompt: bool,
+) -> Option<CanFrame> {
+    let node = node.map_or(0, NodeId::get);
+    let id = JOIN | u32::from(reason_code(reason)) << 7 | u32::from(node);
+    let id = urgency(id, prompt);
     let uid = uid.map_or(0, Uid::get);
     CanFrame::new(CanId::Extended(id), false, &uid.to_le_bytes())
 }
@@ -276,6 +285,7 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
             node,
             uid,
             reason: reason(u8::try_from(code).ok()?)?,
+            prompt,
         }),
     }
 }
@@ -322,7 +332,9 @@ mod tests {
                 Extended::Assign { node, uid, prompt } => {
                     (1 | u8::from(prompt) << 7, node.get(), uid.get())
                 }
-                Extended::Release { node, uid, reason } => (
+                Extended::Release {
+                    node, uid, reason, ..
+                } => (
                     10 + reason_code(reason),
                     node.map_or(0, NodeId::get),
                     uid.map_or(0, Uid::get),
@@ -345,9 +357,9 @@ mod tests {
             let out = assign(node(127), uid, prompt);
             assert_eq!(read(&out), Some((kind, 127, uid.get())));
         }
-        let out = release(None, Some(uid), LeaveReason::Full);
+        let out = release(None, Some(uid), LeaveReason::Full, true);
         assert_eq!(read(&out), Some((15, 0, uid.get())));
-        let out = release(Some(node(3)), None, LeaveReason::Silence);
+        let out = release(Some(node(3)), None, LeaveReason::Silence, false);
         assert_eq!(read(&out), Some((11, 3, 0)));
         for prompt in [false, true] {
             let out = confirm(node(9), uid, description, prompt);

@@ -5,6 +5,7 @@
 //! frames (52 payload bits behind the end-to-end header); CAN FD and RS485 carry summary, cells
 //! and temperatures together as one [`State`].
 
+use crate::analysis::Overfull;
 use helio_units::{
     DeciCelsius, Duration, Instant, Milliamps, Millimetres, Millivolts, NodeId, TagId, Uid,
 };
@@ -470,6 +471,16 @@ pub enum MasterEvent {
         uid: Uid,
         /// Why.
         reason: LeaveReason,
+    },
+    /// A device asks for a seat, and with it the bus would be too full: it gets none. Said once for
+    /// each device, until it joins.
+    Refused {
+        /// The device.
+        uid: Uid,
+        /// What it can do.
+        capabilities: Capabilities,
+        /// The message that would come too late.
+        breaks: Overfull,
     },
     /// A second device with the unique id of a member asks for a seat; it gets none.
     Duplicate {

@@ -39,6 +39,8 @@ const fn asked(kind: BusKind) -> u8 {
 /// healthy slave is silent between what it says in a cycle, and twice before the end.
 const PROBE: u64 = 80;
 const PROBE_AGAIN: u64 = 9;
+/// Times that a member is promptly asked whether it is there, when somebody claims a seat with its id.
+const QUESTIONS: u8 = 2;
 /// Signs of life that count while nothing cyclic comes.
 const PROBES: u8 = 8;
 /// RS485: who was silent in so many of its slots, and did not answer as many asks, is gone.
@@ -109,7 +111,8 @@ enum State {
     },
     Member {
         device: Device,
-        /// Somebody claims a seat with this uid; what is heard from then on tells who.
+        /// Somebody claims a seat with this uid: what is heard from then on tells who. That is a cycle
+        /// after the claim on CAN, where whoever sits there with another id is told to go.
         challenged: Option<Instant>,
         /// Last time that it was asked for a sign of life.
         probed: Instant,
@@ -137,8 +140,11 @@ pub struct Duties {
     assign: u128,
     /// Those of them that are told promptly.
     prompt: u128,
-    /// Those that are members and are asked for a sign of life.
-    probe: u128,
+    /// Those that are to be told promptly as soon as that may be.
+    soon: u128,
+    /// Members that are asked whether they are there: who sits on a seat with their id answers, and who
+    /// claims one does not.
+    question: u128,
     /// Seats on which somebody speaks who should join anew.
     release: u128,
     /// Devices that are told to go, or that there is nothing for them.
@@ -202,7 +208,8 @@ impl<const SEATS: usize> Seats<SEATS> {
             duties: Duties {
                 assign: 0,
                 prompt: 0,
-                probe: 0,
+                soon: 0,
+                question: 0,
                 release: 0,
                 refuse: Deque::new(),
                 quarantine: 0,
@@ -247,15 +254,17 @@ impl<const SEATS: usize> Seats<SEATS> {
                 State::Vacant { .. } | State::Free => {
                     self.offer(now, schedule, node, uid);
                 }
-                State::Member { challenged, .. } => {
-                    // Either it restarted, and is silent from now on, or this is another one.
-                    // Whoever sits there with another id is told to go, and then one cycle's
-                    // silence decides.
+                State::Member {
+                    challenged, told, ..
+                } => {
+                    // Either it restarted, and is silent from now on, or this is another one. It
+                    // would answer when it is asked, and speaks in every cycle.
                     if challenged.is_none() {
-                        let since = now + schedule.cycle;
-                        *challenged = Some(since);
+                        *challenged = Some(now + courtesy(schedule));
+                        *told = (0, now);
                         self.duties.release |= bit(node);
-                        self.scan_by(since + challenge(schedule));
+                        self.duties.question |= bit(node);
+                        self.scan_by(now + challenge(schedule));
                     }
                     return None;
                 }
@@ -364,6 +373,22 @@ impl<const SEATS: usize> Seats<SEATS> {
     pub fn is_offered(&self, node: NodeId) -> bool {
         let seat = self.seats.get(node.index());
         seat.is_some_and(|seat| matches!(seat.state, State::Offered { .. }))
+    }
+
+    /// The device that is offered this seat.
+    pub fn offered_to(&self, node: NodeId) -> Option<Uid> {
+        match self.seats.get(node.index())?.state {
+            State::Offered { uid, .. } => Some(uid),
+            _ => None,
+        }
+    }
+
+    /// There is no room for the device that is offered this seat and believes by now that it has it.
+    pub fn turn_away(&mut self, now: Instant, node: NodeId) {
+        self.revert(node);
+        if let Some(seat) = self.seats.get_mut(node.index()) {
+            seat.vacated = Some(now);
+        }
     }
 
     /// A device says in the slot of its seat that it has taken it (RS485).
@@ -775,13 +800,27 @@ impl<const SEATS: usize> Seats<SEATS> {
         let mut next = dead_at;
         let mut restarted = false;
         if let Some(since) = *challenged {
-            let at = since + challenge(schedule);
+            let claimed = since - courtesy(schedule);
+            let at = claimed + challenge(schedule);
             if seat.heard > since {
                 *challenged = None;
-                self.refuse(uid, LeaveReason::DuplicateUid);
-                return (now, Some(MasterEvent::Duplicate { node, uid }));
+                // That claim may have waited in a mailbox while its sender was given the seat. A second
+                // device will claim again.
+                if !schedule.can() || claimed >= *probed + schedule.cycle * 2 {
+                    self.refuse(uid, LeaveReason::DuplicateUid);
+                    return (now, Some(MasterEvent::Duplicate { node, uid }));
+                }
+                return (now, None);
             }
-            restarted = now >= at;
+            let again = part(silence, PROBE_AGAIN);
+            let silent = schedule.can() && seat.heard <= claimed;
+            let answered_by = told.1 + again;
+            restarted = now >= at || silent && told.0 >= QUESTIONS && now >= answered_by;
+            if silent && told.0 > 0 && told.0 < QUESTIONS && now >= answered_by {
+                self.duties.question |= bit(node);
+            } else if silent && now < answered_by {
+                next = next.min(answered_by);
+            }
             next = next.min(at);
         }
         // On CAN it was asked, and did not answer, unless nothing gets out at all.
@@ -793,19 +832,19 @@ impl<const SEATS: usize> Seats<SEATS> {
             seat.vacated = Some(now);
             if restarted {
                 self.offer(now, schedule, node, uid);
+                self.duties.soon |= bit(node);
             }
             let reason = LeaveReason::Silence;
             return (now, Some(MasterEvent::Left { node, uid, reason }));
         }
-        // Unheard for too long, but perhaps only twice by chance: assigned its seat once more,
-        // it confirms at once.
+        // Unheard for too long, but perhaps only twice by chance: asked, it confirms at once.
         if schedule.can() && challenged.is_none() {
             let probe_at = (seat.heard + part(silence, PROBE)).max(*probed + again);
             if now >= probe_at {
                 *probed = now;
                 *probes = probes.saturating_add(1);
-                self.duties.assign |= bit(node);
-                self.duties.probe |= bit(node);
+                self.duties.release |= bit(node);
+                self.duties.question |= bit(node);
                 next = next.min(now + again);
             } else {
                 next = next.min(probe_at);
@@ -848,27 +887,49 @@ impl<const SEATS: usize> Seats<SEATS> {
         })
     }
 
-    /// Whether a member is to be asked for a sign of life.
-    pub fn has_probes(&self) -> bool {
-        self.duties.probe & self.duties.assign & !self.duties.prompt != 0
+    /// Whether an assignment is to be told promptly when that may be.
+    pub fn has_hurry(&self) -> bool {
+        self.duties.soon & self.duties.assign & !self.duties.prompt != 0
     }
 
-    /// One of them is asked promptly.
-    pub fn probe_promptly(&mut self) {
-        self.duties.probe &= self.duties.assign & !self.duties.prompt;
-        if let Some(node) = pop(&mut self.duties.probe) {
+    /// Whether a member is to be asked whether it is there.
+    pub fn has_questions(&self) -> bool {
+        self.duties.question != 0
+    }
+
+    /// The next of them.
+    pub fn next_question(&mut self) -> Option<(NodeId, Uid)> {
+        let node = pop(&mut self.duties.question)?;
+        self.duties.release &= !bit(node);
+        match self.seats.get(node.index())?.state {
+            State::Member { device, .. } => Some((node, device.uid)),
+            _ => None,
+        }
+    }
+
+    /// It may be, for one of them.
+    pub fn hurry(&mut self) {
+        self.duties.soon &= self.duties.assign & !self.duties.prompt;
+        if let Some(node) = pop(&mut self.duties.soon) {
             self.duties.prompt |= bit(node);
         }
     }
 
     /// An assignment is on the wire.
     pub fn told(&mut self, now: Instant, schedule: &Schedule, node: NodeId) {
-        if let Some(State::Member { told, .. }) =
-            self.seats.get_mut(node.index()).map(|seat| &mut seat.state)
+        if let Some(State::Member {
+            challenged, told, ..
+        }) = self.seats.get_mut(node.index()).map(|seat| &mut seat.state)
         {
+            let questions = match challenged {
+                Some(_) => QUESTIONS,
+                None => asked(schedule.kind),
+            };
             // The answer to the last one that counts is waited for, not that to further ones.
-            if told.0 < asked(schedule.kind) {
+            if told.0 < questions {
                 *told = (told.0 + 1, now);
+                let again = part(schedule.silence, PROBE_AGAIN);
+                self.scan_by(now + again.min(part(schedule.ranging_silence, PROBE_AGAIN)));
             }
         }
     }
@@ -885,13 +946,10 @@ impl<const SEATS: usize> Seats<SEATS> {
         set: &mut u128,
     ) -> Option<(NodeId, Uid)> {
         while let Some(node) = pop(set) {
-            match self.seats.get_mut(node.index()).map(|s| &mut s.state) {
-                Some(State::Offered { uid, retry_at, .. }) => {
-                    *retry_at = now + schedule.join_retry;
-                    return Some((node, *uid));
-                }
-                Some(State::Member { device, .. }) => return Some((node, device.uid)),
-                _ => {}
+            let seat = self.seats.get_mut(node.index());
+            if let Some(State::Offered { uid, retry_at, .. }) = seat.map(|s| &mut s.state) {
+                *retry_at = now + schedule.join_retry;
+                return Some((node, *uid));
             }
         }
         None
@@ -964,7 +1022,8 @@ impl<const SEATS: usize> Seats<SEATS> {
         }
     }
 
-    fn refuse(&mut self, uid: Uid, reason: LeaveReason) {
+    /// This device is to be told that there is nothing for it.
+    pub fn refuse(&mut self, uid: Uid, reason: LeaveReason) {
         if !self.duties.refuse.iter().any(|(known, _)| *known == uid) {
             // When full: who is not answered asks again.
             let _ = self.duties.refuse.push_back((uid, reason));
@@ -1118,12 +1177,13 @@ impl<const SEATS: usize> Seats<SEATS> {
         let Duties {
             assign,
             prompt,
-            probe,
+            soon,
+            question,
             release,
             refuse,
             quarantine,
         } = &self.duties;
-        for set in [assign, prompt, probe, release, quarantine] {
+        for set in [assign, prompt, soon, question, release, quarantine] {
             p.value(*set as u64);
             p.value((*set >> 64) as u64);
         }
@@ -1141,9 +1201,21 @@ impl<const SEATS: usize> Seats<SEATS> {
     }
 }
 
-/// A member that is claimed for by another and still speaks after so long is a duplicate's victim.
+/// How long who sits on a seat with another id than its member's may take to hear that it is to go.
+fn courtesy(schedule: &Schedule) -> Duration {
+    match schedule.can() {
+        true => schedule.cycle,
+        false => Duration::ZERO,
+    }
+}
+
+/// A member with whose id somebody claims a seat, and of whom nothing is heard for so long after the
+/// claim, has restarted. On RS485 its slot lies before the place to join.
 fn challenge(schedule: &Schedule) -> Duration {
-    part(schedule.cycle, 150)
+    match schedule.can() {
+        true => part(schedule.cycle, 250),
+        false => part(schedule.cycle, 96),
+    }
 }
 
 /// Classes that slaves count.

@@ -54,6 +54,8 @@ const ANSWER_LEN: usize = HEAD + 8 + CHECK;
 const ASK_LEN: usize = HEAD + CHECK;
 const HERE_LEN: usize = HEAD + 1 + CHECK;
 const FRAGMENT_LEN: usize = STATE_LEN;
+/// What a slave says: summary or state, and ranges of few anchors or all.
+pub const LENGTHS: [usize; 4] = [SUMMARY_LEN, STATE_LEN, FEW_RANGES_LEN, ALL_RANGES_LEN];
 /// Anchors in a short frame of ranges.
 const FEW: usize = 4;
 /// Data bytes of a fragment.
@@ -659,12 +661,13 @@ impl Timing {
         self.bytes(len) + self.mini()
     }
 
-    fn mini(&self) -> Duration {
+    /// A minislot between its guards.
+    pub fn mini(&self) -> Duration {
         self.guard * 2 + self.brk
     }
 
     /// An ask, its answer and the guard behind each.
-    fn ask(&self) -> Duration {
+    pub fn ask(&self) -> Duration {
         self.bytes(ASK_LEN + HERE_LEN) + self.guard * 2
     }
 
@@ -696,17 +699,9 @@ impl Timing {
         self.pair() + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
     }
 
-    /// What a slave with this role takes of a superframe.
-    pub fn share(&self, role: Role) -> Duration {
-        let of = |len: Option<usize>| len.map_or(Duration::ZERO, |len| self.slot(len));
-        of(role.state_len()) + of(role.ranges_len())
-    }
-
-    /// What a superframe with all its orders has for slaves.
-    pub fn room(&self, schedule: &Schedule, joins: u16) -> Duration {
-        let head = self.bytes(MAX_ORDERS * ORDER_LEN) + self.mini();
-        let gone = head + self.tail(joins, schedule.seats);
-        Duration::from_nanos(schedule.cycle.as_nanos().saturating_sub(gone.as_nanos()))
+    /// The most orders behind a beacon.
+    pub fn orders(&self) -> Duration {
+        self.bytes(MAX_ORDERS * ORDER_LEN)
     }
 
     /// Beacon alone.

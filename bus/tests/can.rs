@@ -667,6 +667,106 @@ fn a_full_bus_refuses_with_the_reason() {
     assert_eq!(refused.events[0].1, SlaveEvent::Left(LeaveReason::Full));
 }
 
+/// Several kinds of slaves, drawn at random, and a cycle in which some of them fit.
+fn mixed(kind: BusKind, seed: u64) -> (Schedule, Vec<Capabilities>) {
+    let mut rng = Rng(seed);
+    let mut below = |n: u64| rng.next() % n;
+    let schedule = Schedule::for_bus(kind);
+    let cycle = schedule.cycle.as_nanos() * (25 + below(60)) / 100;
+    let schedule = schedule.with_cycle(Duration::from_nanos(cycle));
+    let count = 10 + below(40);
+    let slaves = (0..count).map(|_| {
+        let (cells, temps, anchors) = [(16, 4, 1), (18, 8, 16), (0, 0, 4), (12, 2, 0)]
+            [usize::try_from(below(4)).expect("small")];
+        Capabilities {
+            cells,
+            temps,
+            anchors,
+        }
+    });
+    (schedule, slaves.collect())
+}
+
+#[test]
+fn a_bus_takes_as_many_slaves_as_the_analysis_and_says_what_one_more_would_break() {
+    let (mut refused, mut early, mut kinds) = (0, 0, vec![]);
+    for kind in CAN {
+        for seed in 1..=8 {
+            let (schedule, slaves) = mixed(kind, seed);
+            let mut w = World::with(schedule, []);
+            slaves.iter().zip(1..).for_each(|(c, n)| {
+                w.plug(n, *c);
+            });
+            let lost = |w: &World| -> u64 {
+                let members = w.slaves.iter().filter(|s| s.link.node().is_some());
+                members.map(|s| s.link.stats().overwritten).sum()
+            };
+            w.run_until(ms(900));
+            early += lost(&w);
+            let before = lost(&w);
+            // Who is refused asks again after a second, and is refused again.
+            w.run_until(ms(2_500));
+            let seats = || (1..=127).map(node).filter_map(|n| w.master.member(n));
+            let members = || seats().map(|(_, c)| c);
+            let all = |c| analysis::fits(&schedule, members().chain(c));
+            assert_eq!(all(None), Ok(()), "{kind:?} {seed}");
+            let (mut told, mut twice) = (vec![], false);
+            for (_, event) in &w.events {
+                let MasterEvent::Refused {
+                    uid,
+                    capabilities,
+                    breaks,
+                } = event
+                else {
+                    continue;
+                };
+                assert!(!breaks.0.holds());
+                kinds.push(breaks.0.kind);
+                twice |= told.contains(uid);
+                told.push(*uid);
+                let seated = seats().any(|(u, _)| u == *uid);
+                assert!(!seated && all(Some(*capabilities)).is_err(), "{uid}");
+            }
+            // So many are remembered.
+            assert!(!twice || told.len() > 16, "{kind:?} {seed}");
+            for (c, n) in slaves.iter().zip(1..) {
+                let seated = seats().any(|(u, _)| u == uid(n));
+                assert!(seated || all(Some(*c)).is_err(), "{kind:?} {seed} {c:?}");
+                assert!(seated || told.contains(&uid(n)), "{kind:?} {seed} {c:?}");
+                refused += u32::from(!seated);
+            }
+            // Those who are refused cost nobody who is not a message.
+            assert_eq!(w.master.stats().rejected, 0, "{kind:?} {seed}");
+            assert_eq!(lost(&w) - before, 0, "{kind:?} {seed}");
+        }
+    }
+    kinds.sort_by_key(|k| k.name());
+    kinds.dedup();
+    println!("{refused} refused, for {kinds:?}; {early} messages lost when all were switched on");
+    assert!(refused > 50 && kinds.len() > 2);
+}
+
+#[test]
+fn room_that_a_slave_leaves_is_given_to_one_that_was_refused() {
+    for kind in CAN {
+        let schedule = Schedule::for_bus(kind);
+        let schedule = schedule.with_cycle(Duration::from_nanos(schedule.cycle.as_nanos() / 2));
+        let fit = |n: usize| analysis::fits(&schedule, std::iter::repeat_n(RACK, n)).is_ok();
+        let most = (0..127).find(|n| !fit(n + 1)).expect("a limit");
+        let mut w = World::with(schedule, 1..=most as u64);
+        w.run_until(ms(300));
+        assert!(most > 2 && w.joined() == most, "{kind:?} {most}");
+        let late = w.plug(200, RACK);
+        w.run_for(Duration::from_millis(1_500));
+        assert_eq!((w.joined(), w.slaves[late].link.node()), (most, None));
+        w.slaves[0].on = false;
+        w.run_for(Duration::from_millis(1_500));
+        assert!(w.slaves[late].link.node().is_some(), "{kind:?}");
+        let refusals = |e: &MasterEvent| matches!(e, MasterEvent::Refused { .. });
+        assert_eq!(w.count(refusals), 1, "{kind:?}");
+    }
+}
+
 #[test]
 fn slaves_know_the_masters_time() {
     let mut w = rack(BusKind::Can1M);

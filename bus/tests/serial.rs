@@ -774,6 +774,16 @@ fn a_superframe_takes_as_many_slaves_as_the_analysis_and_refuses_the_next() {
                 s.events.iter().any(|e| e.1 == full)
             };
             assert_eq!(l.slaves.iter().filter(full).count(), 32 - most, "{kind:?}");
+            // The reason is the analysis's own.
+            let reason = analysis::fits(&schedule, std::iter::repeat_n(big, most + 1)).err();
+            let mut told = 0;
+            for (_, event) in &l.events {
+                if let MasterEvent::Refused { breaks, .. } = event {
+                    assert_eq!(Some(*breaks), reason, "{kind:?} {cycle_us}");
+                    told += 1;
+                }
+            }
+            assert_eq!(told > 0, most < 32);
         }
     }
 }

@@ -33,6 +33,7 @@ pub mod telemetry;
 use helio_battery::balance::{BalanceConfig, ChargeBalance};
 use helio_battery::power::PowerLimits;
 use helio_battery::{CellParams, Modes};
+use helio_bus::analysis::Overfull;
 use helio_bus::{
     Busy, CanFrame, CanId, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
     MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State, Station,
@@ -147,6 +148,8 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     left: heapless::Deque<NodeId, TUNNELS>,
     /// When to store what is known of the cells.
     keep: Keep,
+    /// The device that was refused last and has no seat yet.
+    refused: Option<(Uid, Overfull)>,
 }
 
 /// Classes of cyclic messages that carry measurements; places in [`Counters::accepted`].
@@ -281,6 +284,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             tunnel: SlaveTunnel::new(),
             left: heapless::Deque::new(),
             keep: Keep::new(),
+            refused: None,
         }
     }
 
@@ -607,6 +611,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     capabilities,
                     replaces,
                 } => {
+                    self.refused = self.refused.filter(|(refused, _)| *refused != uid);
                     // Who comes back from a rest never was away.
                     let back = self.returning.is_some()
                         && self.seat(node).is_some_and(|s| s.uid == Some(uid));
@@ -696,6 +701,16 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     let event = Event {
                         what: What::Duplicate,
                         node: Some(node),
+                        uid: Some(uid),
+                        alarm: None,
+                    };
+                    self.log.push(now, Record::Event(event));
+                }
+                MasterEvent::Refused { uid, breaks, .. } => {
+                    self.refused = Some((uid, breaks));
+                    let event = Event {
+                        what: What::Refused(breaks),
+                        node: None,
                         uid: Some(uid),
                         alarm: None,
                     };
@@ -1288,6 +1303,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             seq_next: self.log.next(),
             bus: self.link.schedule().kind.name(),
             pack: &figures,
+            refused: self.refused,
         };
         let expected = usize::from(self.strings.topology().expected);
         let seats = (1..=127).filter_map(NodeId::new).zip(&self.seats);

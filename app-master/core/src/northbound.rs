@@ -5,9 +5,10 @@
 
 use helio_battery::protection::Code;
 use helio_bus::Severity;
+use helio_bus::analysis::Overfull;
 use helio_smp::heliograph::Fault;
 use helio_smp::{Body, Malformed, Request, Written, list, read_map};
-use helio_units::{DeciCelsius, Millivolts, NodeId};
+use helio_units::{DeciCelsius, Millivolts, NodeId, Uid};
 use minicbor::Decoder;
 
 use crate::contactor::ContactorEvent;
@@ -62,6 +63,7 @@ pub fn what(w: What) -> &'static str {
         What::Isolated => "isolated",
         What::Released => "released",
         What::Duplicate => "duplicate",
+        What::Refused(_) => "refused",
         What::Trip => "trip",
         What::Alarm => "alarm",
         What::Command => "command",
@@ -199,6 +201,8 @@ pub struct StatusHead<'a> {
     pub bus: &'a str,
     /// Figures.
     pub pack: &'a PackFigures,
+    /// The device that was refused last and has no seat yet, and what it would break.
+    pub refused: Option<(Uid, Overfull)>,
 }
 
 /// Body of the status answer: as many seats as fit, from place `off` on.
@@ -208,7 +212,7 @@ pub fn status(
     off: u64,
     seats: impl Iterator<Item = SeatStatus> + Clone,
 ) -> Written {
-    e.map(11)?;
+    e.map(12)?;
     e.str("name")?.str(head.name)?;
     e.str("uptime_ms")?.u64(head.uptime_ms)?;
     e.str("seq_first")?.u64(head.seq_first)?;
@@ -218,6 +222,20 @@ pub fn status(
     e.str("latency_max_us")?.u32(head.pack.latency_max_us)?;
     e.str("pack")?.map(PACK_FIELDS)?;
     pack_fields(e, head.pack)?;
+    e.str("refused")?;
+    match head.refused {
+        Some((device, Overfull(b))) => {
+            e.array(4)?;
+            uid(e, device.get())?;
+            e.str(b.kind.name())?;
+            for span in [b.response, b.deadline] {
+                opt_u32(e, span.and_then(|d| u32::try_from(d.as_micros()).ok()))?;
+            }
+        }
+        None => {
+            e.null()?;
+        }
+    }
     e.str("total")?.u64(seats.clone().count() as u64)?;
     e.str("off")?.u64(off)?;
     e.str("nodes")?;
@@ -326,6 +344,7 @@ fn sentence(v: &Event, out: &mut heapless::String<96>) {
             out,
             "another device has the unique id of slave {n} and gets no seat"
         ),
+        (What::Refused(breaks), _) => write!(out, "a device gets no seat: {breaks}"),
         (What::Trip, _) => write!(out, "a slave opened its gate"),
         (What::Alarm, Some(n)) => match v.alarm {
             Some(a) => {

@@ -6,6 +6,7 @@
 use heapless::Deque;
 use helio_units::{DeciCelsius, Instant, Milliamps, Millivolts, NodeId, TagId, Uid};
 
+use helio_bus::analysis::Overfull;
 use helio_bus::{MAX_CELLS, MAX_TEMPS, Severity};
 
 use crate::pack::{NodeState, PackFigures};
@@ -141,6 +142,8 @@ pub enum What {
     Released,
     /// A second device with a member's unique id asked for a seat.
     Duplicate,
+    /// A device got no seat, because with it the bus would be too full.
+    Refused(Overfull),
     /// Some slave signalled a trip.
     Trip,
     /// A diagnostic event of a slave.

@@ -3,11 +3,11 @@
 use ciborium::Value;
 use helio_battery::BalanceConfig;
 use helio_battery::defaults::NMC_5000MAH;
-use helio_bus::{BusKind, Schedule};
+use helio_bus::{BusKind, Capabilities, LeaveReason, Mailbox, Schedule, SlaveEvent, SlaveLink};
 use helio_master::pack::Topology;
 use helio_master::{Master, MasterConfig};
 use helio_smp::{Header, MAX_DATAGRAM, Op, Version};
-use helio_units::{Duration, Instant};
+use helio_units::{Duration, Instant, Uid};
 use proptest::prelude::*;
 
 type Small = Master<8, 16>;
@@ -109,6 +109,73 @@ fn the_status_names_every_expected_seat_while_nobody_is_there() {
         field(field(&status, "pack"), "state").as_text(),
         Some("empty")
     );
+}
+
+/// A device claims a seat and, if it is given one, confirms it: what it was told at last.
+fn plug(m: &mut Small, now: Instant, uid: u64, anchors: u8) -> Option<SlaveEvent> {
+    let all = Capabilities {
+        cells: 18,
+        temps: 8,
+        anchors,
+    };
+    let schedule = Schedule::for_bus(BusKind::Can1M);
+    let mut slave = SlaveLink::new(schedule, Uid::new(uid).expect("valid"), all);
+    let boxes = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
+    for step in 0..3 {
+        let now = now + Duration::from_micros(step * 300);
+        for mailbox in boxes {
+            if let Some(out) = slave.poll_can(now, mailbox) {
+                m.handle_can(now, &out.frame);
+                slave.handle_sent(now, mailbox);
+            }
+        }
+        for mailbox in boxes {
+            while let Some(out) = m.poll_can(now, mailbox) {
+                m.handle_sent(now, mailbox);
+                slave.handle_can(now, &out.frame);
+            }
+        }
+    }
+    std::iter::from_fn(|| slave.poll_event()).last()
+}
+
+#[test]
+fn who_is_refused_for_want_of_room_is_named_with_the_message_that_would_be_late() {
+    let mut m = master();
+    let at = |n| Instant::from_millis(2_000 + n * 2);
+    // Sixteen ranges each: the bus takes five such devices.
+    for n in 1..=5 {
+        let told = plug(&mut m, at(n), n, 16);
+        assert!(matches!(told, Some(SlaveEvent::Joined(_))), "{n}: {told:?}");
+    }
+    let status = |m: &mut Small| ask(m, Op::Read, 64, 0, &value(vec![]));
+    assert!(field(&status(&mut m), "refused").is_null());
+    let told = plug(&mut m, at(6), 6, 16);
+    assert_eq!(told, Some(SlaveEvent::Left(LeaveReason::Full)));
+    let refused = status(&mut m);
+    let refused = field(&refused, "refused").as_array().expect("a row");
+    assert_eq!(refused[0].as_text(), Some("0000000000000006"));
+    assert_eq!(refused[1].as_text(), Some("ranges"));
+    let us = |v: &Value| u64::try_from(v.as_integer().expect("a number")).expect("positive");
+    assert!(us(&refused[2]) > us(&refused[3]), "{refused:?}");
+    let records = ask(&mut m, Op::Read, 64, 1, &value(vec![]));
+    let records = field(&records, "records").as_array().expect("a list");
+    let text = |r: &Value| {
+        let what = r
+            .as_map()?
+            .iter()
+            .find(|(k, _)| k.as_text() == Some("what"))?;
+        (what.1.as_text() == Some("refused"))
+            .then(|| field(r, "text").as_text().map(String::from))?
+    };
+    let texts: Vec<String> = records.iter().filter_map(text).collect();
+    assert_eq!(texts.len(), 1);
+    assert!(texts[0].starts_with("a device gets no seat: ranges (48 of them) would take "));
+    assert!(texts[0].ends_with(" us is the most"), "{}", texts[0]);
+    // With fewer of them it fits, and then nobody is refused any more.
+    let told = plug(&mut m, at(7), 6, 0);
+    assert!(matches!(told, Some(SlaveEvent::Joined(_))), "{told:?}");
+    assert!(field(&status(&mut m), "refused").is_null());
 }
 
 #[test]

@@ -153,9 +153,12 @@ pub fn worst_response(streams: &[Stream], of: &Stream, wire: &Wire) -> Result<Du
 /// How often a message can be queued within `time` of the critical instant.
 fn instances(m: &Stream, time: u64) -> u64 {
     let apart = m.jitter.as_nanos().saturating_add(m.early.as_nanos());
+    let span = time.saturating_add(apart);
     match m.period.as_nanos() {
         0 => u64::MAX,
-        period => time.saturating_add(apart).div_ceil(period),
+        // Nearly always; a small processor divides 64 bits slowly.
+        period if span <= period => u64::from(span > 0),
+        period => span.div_ceil(period),
     }
 }
 

@@ -27,7 +27,9 @@ use crate::schedule::SNAPSHOT;
 use crate::slave::ALARM_BURST;
 use crate::wire::class;
 use can::{CanErrors, Shape, Stream, Wire, load_ppm, longest, worst_response};
+use core::fmt;
 use helio_units::{Duration, NodeId, Uid};
+pub(crate) use serial::JOINS;
 
 /// What is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +102,26 @@ impl Bound {
 /// The message that breaks the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overfull(pub Bound);
+
+impl fmt::Display for Overfull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Bound {
+            kind,
+            count,
+            response,
+            deadline,
+        }) = self;
+        write!(f, "{} ({count} of them) would ", kind.name())?;
+        match response {
+            Some(response) => write!(f, "take {} us", response.as_micros())?,
+            None => f.write_str("have no bound")?,
+        }
+        match deadline {
+            Some(deadline) => write!(f, ", and {} us is the most", deadline.as_micros()),
+            None => Ok(()),
+        }
+    }
+}
 
 /// What is assumed of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,7 +236,10 @@ impl Analysis {
         assumptions: &Assumptions,
     ) -> Self {
         match bit_times(schedule.kind) {
-            Some((bit, fast)) => CanModel::new(schedule, assumptions, bit, fast, slaves).analyse(),
+            Some(_) => {
+                let lengths = Lengths::of(schedule.kind);
+                CanModel::new(schedule, assumptions, &lengths, slaves).analyse()
+            }
             None => serial::analyse(schedule, slaves),
         }
     }
@@ -243,48 +268,55 @@ impl Analysis {
     }
 }
 
-/// Whether these slaves fit: when all is calm every message is in time, and in a storm of alarms
-/// trips, alarms and SYNC are. Else the message that is not.
+/// Whether these slaves fit, on whatever seats: when all is calm every message is in time, and in a
+/// storm of alarms trips, alarms and SYNC are. Else the message that is not.
 pub fn fits(
     schedule: &Schedule,
-    slaves: impl Iterator<Item = Capabilities> + Clone,
+    slaves: impl Iterator<Item = Capabilities>,
 ) -> Result<(), Overfull> {
-    fits_on(schedule, slaves, true)
+    let census = slaves.fold(Census::default(), Census::with);
+    Admission::new(schedule).judge(schedule, census)
 }
 
-/// The same for slaves on whatever seats: what a master asks before it takes one more.
-pub fn fits_anywhere(
-    schedule: &Schedule,
-    slaves: impl Iterator<Item = Capabilities> + Clone,
-) -> Result<(), Overfull> {
-    fits_on(schedule, slaves, false)
-}
+/// What a master asks before it takes one slave more. What does not depend on who is there is
+/// computed at the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission(Option<Lengths>);
 
-fn fits_on(
-    schedule: &Schedule,
-    slaves: impl Iterator<Item = Capabilities> + Clone,
-    lowest_seats: bool,
-) -> Result<(), Overfull> {
-    let assumed = Assumptions {
-        lowest_seats,
-        ..Assumptions::storm(schedule)
-    };
-    let storm = Analysis::new(schedule, slaves.clone(), &assumed);
-    let urgent = [Kind::Trip, Kind::Alarm, Kind::Sync];
-    let late = |b: &&Bound| urgent.contains(&b.kind) && !b.holds();
-    if let Some(bound) = storm.bounds().iter().find(late) {
-        return Err(Overfull(*bound));
+impl Admission {
+    /// Of no bus.
+    pub(crate) const NONE: Self = Self(None);
+
+    /// For one bus; takes as long as some thirty verdicts.
+    pub fn new(schedule: &Schedule) -> Self {
+        Self(schedule.can().then(|| Lengths::of(schedule.kind)))
     }
-    let assumed = Assumptions {
-        lowest_seats,
-        ..Assumptions::calm(schedule)
-    };
-    Analysis::new(schedule, slaves, &assumed).fits()
+
+    /// Whether these slaves fit the bus, on whatever seats; else the message that breaks the schedule.
+    pub fn judge(&self, schedule: &Schedule, census: Census) -> Result<(), Overfull> {
+        let Some(lengths) = &self.0 else {
+            return serial::judge(schedule, census);
+        };
+        let analyse = |assumed: Assumptions| {
+            let assumed = Assumptions {
+                lowest_seats: false,
+                ..assumed
+            };
+            CanModel::anywhere(schedule, &assumed, lengths, census).analyse()
+        };
+        let urgent = [Kind::Trip, Kind::Alarm, Kind::Sync];
+        let late = |b: &&Bound| urgent.contains(&b.kind) && !b.holds();
+        let storm = analyse(Assumptions::storm(schedule));
+        match storm.bounds().iter().find(late) {
+            Some(bound) => Err(Overfull(*bound)),
+            None => analyse(Assumptions::calm(schedule)).fits(),
+        }
+    }
 }
 
-/// What is on the bus, as far as it matters.
-#[derive(Clone, Copy, Debug, Default)]
-struct Census {
+/// Who is on the bus, as far as it matters where seats do not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
     slaves: u32,
     /// With cells or temperatures.
     detailed: u32,
@@ -294,11 +326,27 @@ struct Census {
     /// Frames of ranges per cycle on CAN 2.0, and slaves that send them.
     pairs: u32,
     ranging: u32,
+    /// Those whose ranges fill more than a short frame.
+    many: u32,
     most_pairs: u32,
 }
 
 impl Census {
-    fn count(&mut self, c: Capabilities) {
+    /// Nobody.
+    pub const NONE: Self = Self {
+        slaves: 0,
+        detailed: 0,
+        details: 0,
+        most_details: 0,
+        pairs: 0,
+        ranging: 0,
+        many: 0,
+        most_pairs: 0,
+    };
+
+    /// One slave more.
+    #[must_use]
+    pub fn with(mut self, c: Capabilities) -> Self {
         let pairs = pairs(c);
         self.slaves += 1;
         self.detailed += u32::from(c.details() > 0);
@@ -306,7 +354,9 @@ impl Census {
         self.most_details = self.most_details.max(c.details().into());
         self.pairs += pairs;
         self.ranging += u32::from(pairs > 0);
+        self.many += u32::from(pairs > 2);
         self.most_pairs = self.most_pairs.max(pairs);
+        self
     }
 }
 
@@ -355,157 +405,94 @@ const SEATED: [u8; 6] = [
     class::ALL_RANGES,
 ];
 
-/// The streams of CAN, ready for [`worst_response`].
-struct CanModel<'a> {
-    schedule: &'a Schedule,
-    assumed: &'a Assumptions,
-    census: Census,
-    sizes: [Sizes; SEATED.len()],
-    /// Of the details of a snapshot.
-    snapshot: Sizes,
-    /// On CAN FD all ranges go in short frames.
-    few: bool,
+/// How many frames of those kinds there are.
+fn counts(census: Census) -> [u32; SEATED.len()] {
+    let Census {
+        slaves,
+        detailed,
+        pairs,
+        ranging,
+        ..
+    } = census;
+    [slaves, slaves, detailed, pairs, slaves, ranging]
+}
+
+/// The longest frames of a bus, from whatever seat.
+#[derive(Clone, Copy, Debug)]
+struct Lengths {
     bit: Duration,
     fast: Duration,
-    wire: Wire,
+    fd: bool,
+    /// By class.
+    any: [Duration; class::ALL_RANGES as usize + 1],
+    /// Ranges on CAN FD that go in a short frame.
+    few: Duration,
+    /// Prompt claim, assignment, confirmation.
+    prompt: [Duration; 3],
+    /// Less urgent than everything cyclic.
+    background: Duration,
 }
 
-/// Keys of the streams: the order of urgency. What a babbler says more than others stands first in
-/// its class; SYNC stands behind the orders because it can wait for one in the same mailbox.
-mod key {
-    pub const TRIP: u32 = 0;
-    pub const BABBLED_ALARM: u32 = 1;
-    pub const ALARM: u32 = 2;
-    pub const PROMPT: u32 = 3;
-    pub const QUARANTINE: u32 = 4;
-    pub const ORDER: u32 = 5;
-    pub const SYNC: u32 = 6;
-    pub const BABBLED_SUMMARY: u32 = 7;
-    pub const SUMMARY: u32 = 8;
-    pub const DETAIL: u32 = 9;
-    pub const RANGES: u32 = 10;
-    pub const BABBLED_STATE: u32 = 11;
-    pub const STATE: u32 = 12;
-    pub const ALL_RANGES: u32 = 13;
-}
-
-type Streams = heapless::Vec<Stream, 16>;
-
-impl<'a> CanModel<'a> {
-    fn new(
-        schedule: &'a Schedule,
-        assumed: &'a Assumptions,
-        bit: Duration,
-        fast: Duration,
-        slaves: impl Iterator<Item = Capabilities> + Clone,
-    ) -> Self {
-        // Joining is always classic; management fills a frame of the bus's format.
-        let extended = |fd, bytes| {
+impl Lengths {
+    /// Of a CAN bus; nothing has a length on RS485.
+    fn of(kind: BusKind) -> Self {
+        let (bit, fast) = bit_times(kind).unwrap_or_default();
+        let fd = kind == BusKind::CanFd;
+        let mut lengths = Self {
+            bit,
+            fast,
+            fd,
+            any: [Duration::ZERO; class::ALL_RANGES as usize + 1],
+            few: Duration::ZERO,
+            prompt: [Duration::ZERO; 3],
+            background: Duration::ZERO,
+        };
+        for class in 0..=class::ALL_RANGES {
+            let said = lengths.says(class);
+            let length = said.then(|| lengths.length(class, None, false));
+            if let Some(any) = lengths.any.get_mut(usize::from(class)) {
+                *any = length.unwrap_or_default();
+            }
+        }
+        lengths.few = lengths.length(class::ALL_RANGES, None, true);
+        let extended = |(id, free_id), fd, bytes| {
             let shape = Shape {
-                free_id: 25,
-                ..Shape::any(CanId::Extended(join::FIRST_EXTENDED), fd, bytes)
+                free_id,
+                ..Shape::any(CanId::Extended(id), fd, bytes)
             };
             longest(&shape, bit, fast).unwrap_or(Duration::ZERO)
         };
-        let background = match schedule.fd() {
-            true => extended(false, 8).max(extended(true, 64)),
-            false => extended(false, 8),
+        let [claim, assign, confirm] = join::PROMPT_IDS;
+        lengths.prompt =
+            [(claim, 6), (assign, 8), (confirm, 6)].map(|(id, bytes)| extended(id, false, bytes));
+        // Joining is always classic; management fills a frame of the bus's format.
+        let first = (join::FIRST_EXTENDED, 25);
+        lengths.background = match fd {
+            true => extended(first, false, 8).max(extended(first, true, 64)),
+            false => extended(first, false, 8),
         };
-        let mut model = Self {
-            schedule,
-            assumed,
-            census: Census::default(),
-            sizes: [Sizes::NONE; SEATED.len()],
-            snapshot: Sizes::NONE,
-            few: slaves.clone().all(|c| pairs(c) <= 2),
-            bit,
-            fast,
-            wire: Wire {
-                bit,
-                background,
-                errors: assumed.errors,
-                horizon: schedule.cycle * HORIZON,
-            },
-        };
-        // Frames from any seat, when it is not known whose they are.
-        let anywhere = SEATED.map(|class| match assumed.lowest_seats {
-            true => Duration::ZERO,
-            false => model.length(class, None),
-        });
-        let nodes = (1..=NodeId::MAX.get()).filter_map(NodeId::new);
-        for (node, c) in nodes.zip(slaves) {
-            model.census.count(c);
-            let detail = u32::from(c.details() > 0);
-            let ranging = u32::from(c.anchors > 0);
-            let counts = [1, 1, detail, pairs(c), 1, ranging];
-            for (i, class) in SEATED.into_iter().enumerate() {
-                // On one format or the other.
-                let (Some(count), true) = (counts.get(i), model.says(class)) else {
-                    continue;
-                };
-                let length = match (assumed.lowest_seats, anywhere.get(i)) {
-                    (false, Some(length)) => *length,
-                    _ if *count == 0 => Duration::ZERO,
-                    _ => model.length(class, Some(node)),
-                };
-                if let Some(sizes) = model.sizes.get_mut(i) {
-                    sizes.add(length, *count);
-                }
-                if class == class::TEMPS {
-                    model.snapshot.add(length, c.details().into());
-                }
-            }
-        }
-        model
+        lengths
     }
 
     /// Whether there are frames of this class on a bus of this format.
     fn says(&self, of: u8) -> bool {
         match of {
-            class::STATE | class::ALL_RANGES => self.schedule.fd(),
-            class::ALARM => true,
-            _ => !self.schedule.fd(),
+            class::STATE | class::ALL_RANGES => self.fd,
+            class::TRIP | class::ALARM | class::SYNC | class::COMMAND => true,
+            _ => !self.fd,
         }
     }
 
-    fn sizes(&self, of: u8) -> Sizes {
-        if of == class::JOIN {
-            let length = |id, free_id, bytes| {
-                let shape = Shape {
-                    free_id,
-                    ..Shape::any(CanId::Extended(id), false, bytes)
-                };
-                longest(&shape, self.bit, self.fast).unwrap_or(Duration::ZERO)
-            };
-            let plugs = u32::from(self.assumed.plugs);
-            let answers = plugs.min(prompt_burst(self.schedule.kind).into());
-            let [claim, assign, confirm] = join::PROMPT_IDS;
-            let mut sizes = Sizes::NONE;
-            sizes.add(length(claim.0, claim.1, 6), plugs);
-            sizes.add(length(assign.0, assign.1, 8), answers);
-            sizes.add(length(confirm.0, confirm.1, 6), answers);
-            // Nobody waits for them as one of them.
-            sizes.least = sizes.longest;
-            return sizes;
-        }
-        let found = SEATED.iter().position(|class| *class == of);
-        match found.and_then(|i| self.sizes.get(i)) {
-            Some(sizes) => *sizes,
-            None => {
-                let longest = self.length(of, None);
-                Sizes {
-                    longest,
-                    least: Duration::ZERO,
-                    total: Duration::from_nanos(u64::MAX),
-                }
-            }
+    fn any(&self, of: u8, few: bool) -> Duration {
+        match of {
+            class::ALL_RANGES if few => self.few,
+            _ => self.any.get(usize::from(of)).copied().unwrap_or_default(),
         }
     }
 
     /// Longest frame of a class from, or to, this seat; from any when there is none.
-    fn length(&self, of: u8, node: Option<NodeId>) -> Duration {
-        let few = self.few;
-        let fd = self.schedule.fd();
+    fn length(&self, of: u8, node: Option<NodeId>, few: bool) -> Duration {
+        let fd = self.fd;
         let seat = node.map_or(0, NodeId::get);
         let node_free = |class| Shape {
             free_id: if node.is_some() { 0 } else { 7 },
@@ -549,6 +536,127 @@ impl<'a> CanModel<'a> {
         };
         longest(&shape, self.bit, self.fast).unwrap_or(Duration::ZERO)
     }
+}
+
+/// The streams of CAN, ready for [`worst_response`].
+struct CanModel<'a> {
+    schedule: &'a Schedule,
+    assumed: &'a Assumptions,
+    lengths: &'a Lengths,
+    census: Census,
+    sizes: [Sizes; SEATED.len()],
+    /// Of the details of a snapshot.
+    snapshot: Sizes,
+    wire: Wire,
+}
+
+/// Keys of the streams: the order of urgency. What a babbler says more than others stands first in
+/// its class; SYNC stands behind the orders because it can wait for one in the same mailbox.
+mod key {
+    pub const TRIP: u32 = 0;
+    pub const BABBLED_ALARM: u32 = 1;
+    pub const ALARM: u32 = 2;
+    pub const PROMPT: u32 = 3;
+    pub const QUARANTINE: u32 = 4;
+    pub const ORDER: u32 = 5;
+    pub const SYNC: u32 = 6;
+    pub const BABBLED_SUMMARY: u32 = 7;
+    pub const SUMMARY: u32 = 8;
+    pub const DETAIL: u32 = 9;
+    pub const RANGES: u32 = 10;
+    pub const BABBLED_STATE: u32 = 11;
+    pub const STATE: u32 = 12;
+    pub const ALL_RANGES: u32 = 13;
+}
+
+type Streams = heapless::Vec<Stream, 16>;
+
+impl<'a> CanModel<'a> {
+    /// Slaves on the lowest seats, in order, or on whatever seats, as it is assumed.
+    fn new(
+        schedule: &'a Schedule,
+        assumed: &'a Assumptions,
+        lengths: &'a Lengths,
+        slaves: impl Iterator<Item = Capabilities> + Clone,
+    ) -> Self {
+        let census = slaves.clone().fold(Census::default(), Census::with);
+        let mut model = Self::anywhere(schedule, assumed, lengths, census);
+        if !assumed.lowest_seats {
+            return model;
+        }
+        model.sizes = [Sizes::NONE; SEATED.len()];
+        model.snapshot = Sizes::NONE;
+        let nodes = (1..=NodeId::MAX.get()).filter_map(NodeId::new);
+        for (node, c) in nodes.zip(slaves) {
+            let counts = counts(Census::default().with(c));
+            for ((class, count), sizes) in SEATED.iter().zip(counts).zip(&mut model.sizes) {
+                // On one format or the other.
+                if count > 0 && lengths.says(*class) {
+                    let few = census.many == 0;
+                    let length = lengths.length(*class, Some(node), few);
+                    sizes.add(length, count);
+                    if *class == class::TEMPS {
+                        model.snapshot.add(length, c.details().into());
+                    }
+                }
+            }
+        }
+        model
+    }
+
+    fn anywhere(
+        schedule: &'a Schedule,
+        assumed: &'a Assumptions,
+        lengths: &'a Lengths,
+        census: Census,
+    ) -> Self {
+        let mut sizes = [Sizes::NONE; SEATED.len()];
+        for ((class, count), sizes) in SEATED.iter().zip(counts(census)).zip(&mut sizes) {
+            if lengths.says(*class) {
+                sizes.add(lengths.any(*class, census.many == 0), count);
+            }
+        }
+        let mut snapshot = Sizes::NONE;
+        snapshot.add(lengths.any(class::TEMPS, false), census.details);
+        Self {
+            schedule,
+            assumed,
+            lengths,
+            census,
+            sizes,
+            snapshot,
+            wire: Wire {
+                bit: lengths.bit,
+                background: lengths.background,
+                errors: assumed.errors,
+                horizon: schedule.cycle * HORIZON,
+            },
+        }
+    }
+
+    fn sizes(&self, of: u8) -> Sizes {
+        if of == class::JOIN {
+            let plugs = u32::from(self.assumed.plugs);
+            let answers = plugs.min(prompt_burst(self.schedule.kind).into());
+            let [claim, assign, confirm] = self.lengths.prompt;
+            let mut sizes = Sizes::NONE;
+            sizes.add(claim, plugs);
+            sizes.add(assign, answers);
+            sizes.add(confirm, answers);
+            // Nobody waits for them as one of them.
+            sizes.least = sizes.longest;
+            return sizes;
+        }
+        let found = SEATED.iter().position(|class| *class == of);
+        match found.and_then(|i| self.sizes.get(i)) {
+            Some(sizes) => *sizes,
+            None => Sizes {
+                longest: self.lengths.any(of, false),
+                least: Duration::ZERO,
+                total: Duration::from_nanos(u64::MAX),
+            },
+        }
+    }
 
     /// All that is sent around SYNC (`at_sync`) or around the ranges (`at_ranges`), when SYNC comes
     /// up to `drift` after its beat.
@@ -570,7 +678,8 @@ impl<'a> CanModel<'a> {
         let cycle = schedule.cycle;
         let part = |n: u64| Duration::from_nanos(cycle.as_nanos() / n);
         let n = self.census.slaves;
-        let slow = assumed.refill.as_nanos() > self.bit.as_nanos() * INTERMISSION;
+        let bit = self.lengths.bit;
+        let slow = assumed.refill.as_nanos() > bit.as_nanos() * INTERMISSION;
         let mut all = Streams::new();
         let mut add = |key, count: u32, class, period, jitter: Duration, early, behind: u32| {
             let behind = if slow { behind } else { 0 };
@@ -584,7 +693,7 @@ impl<'a> CanModel<'a> {
                 length: sizes.longest,
                 others: sizes.others(count),
                 period,
-                jitter: jitter + assumed.refill * behind.into() + self.bit,
+                jitter: jitter + assumed.refill * behind.into() + bit,
                 early,
                 missed: behind,
             };
@@ -725,63 +834,10 @@ impl<'a> CanModel<'a> {
 
     fn analyse(&self) -> Analysis {
         let cycle = self.schedule.cycle;
-        let nominal = self.streams(Duration::ZERO, true, true);
-        // SYNC first: by what it is late the next one can be early.
-        let drift = self.response(&nominal, key::SYNC).unwrap_or(cycle);
-        let until_next = |from: Duration| {
-            let gone = from.as_nanos().saturating_add(drift.as_nanos());
-            Duration::from_nanos(cycle.as_nanos().saturating_sub(gone))
-        };
-        let both = self.streams(drift, true, true);
-        let first = self.streams(drift, true, false);
-        let second = self.streams(drift, false, true);
-        let phase = self.schedule.ranges_phase;
-        // What is over before the next SYNC meets everything cyclic once, and no SYNC.
-        let once = |streams: &Streams| {
-            let mut once = streams.clone();
-            once.retain(|s| s.key != key::SYNC);
-            for stream in once
-                .iter_mut()
-                .filter(|s| s.period == cycle && s.key > key::SYNC)
-            {
-                stream.period = cycle * HORIZON;
-                stream.early = Duration::ZERO;
-            }
-            once
-        };
-        let of = |streams: &Streams, key| self.response(streams, key);
+        let (drift, load_ppm) = self.drift();
+        let until_next = |from: Duration| until_next(cycle, from, drift);
         let beat = until_next(Duration::ZERO);
-        let at_sync = |key| {
-            let quick = of(&once(&first), key).filter(|out| *out <= beat);
-            quick.or_else(|| of(&first, key))
-        };
-        // Ranges wait for what came at SYNC only if the bus was never free since then: all of it,
-        // and all ranges, as if they had come at SYNC too, bounds when the last of them is out.
-        let ranges = |key| {
-            let together = |alone: Streams, both: &Streams| {
-                let out = of(both, key)?.as_nanos();
-                let out = Duration::from_nanos(out.saturating_sub(phase.as_nanos()));
-                Some(out.max(of(&alone, key)?))
-            };
-            together(once(&second), &once(&both))
-                .filter(|out| *out <= until_next(phase))
-                .or_else(|| together(second.clone(), &both))
-        };
-        // Its details may be under way until the second SYNC after its own. The next ranges come in the next
-        // cycle, and wait for what is left of it if the bus was never free since; they have to be out by then,
-        // too, so that they meet none of their kind.
-        let end = Duration::from_nanos((cycle * 2).as_nanos().saturating_sub(drift.as_nanos()));
-        let snapshot = |at_ranges, key| {
-            let mut streams = self.streams_of(drift, true, at_ranges, true);
-            let ranges = streams.iter_mut().filter(|s| s.key == key::RANGES);
-            ranges.for_each(|s| (s.period, s.early) = (cycle * SNAPSHOT.into(), Duration::ZERO));
-            of(&streams, key).filter(|out| *out <= end)
-        };
-        let ranges_after = || {
-            let since = (cycle + phase).as_nanos();
-            let out = snapshot(true, key::RANGES)?.as_nanos();
-            Some(Duration::from_nanos(out.saturating_sub(since)))
-        };
+        let phase = self.schedule.ranges_phase;
         let mut bounds = heapless::Vec::new();
         let mut add = |kind, count: u32, response, deadline| {
             if count > 0 {
@@ -794,71 +850,161 @@ impl<'a> CanModel<'a> {
             }
         };
         let n = self.census.slaves;
-        if n > 0 {
-            let any = self.trip_among(&both, 1);
-            add(Kind::Trip, 1, any, Some(TRIP_DEADLINE));
-            add(Kind::EveryTrip, n, self.trip_among(&both, n), None);
-        }
         let alarms = u32::from(self.assumed.alarms).min(n);
-        add(
-            Kind::Alarm,
-            alarms,
-            of(&both, key::ALARM),
-            Some(ALARM_DEADLINE),
-        );
-        add(Kind::Sync, 1, of(&both, key::SYNC), Some(beat));
-        add(Kind::Order, 2, of(&both, key::SYNC), None);
-        let detailed = self.census.detailed;
+        let [any, every, alarm, sync] = self.urgent(drift);
+        if n > 0 {
+            add(Kind::Trip, 1, any, Some(TRIP_DEADLINE));
+            add(Kind::EveryTrip, n, every, None);
+        }
+        add(Kind::Alarm, alarms, alarm, Some(ALARM_DEADLINE));
+        add(Kind::Sync, 1, sync, Some(beat));
+        add(Kind::Order, 2, sync, None);
+        let ranging = Some(until_next(phase));
+        let census = self.census;
         if self.schedule.fd() {
-            add(Kind::State, n, at_sync(key::STATE), Some(beat));
-            let ranges = ranges(key::ALL_RANGES);
-            add(
-                Kind::Ranges,
-                self.census.ranging,
-                ranges,
-                Some(until_next(phase)),
-            );
+            let states = self.at_sync(drift, key::STATE);
+            add(Kind::State, n, states, Some(beat));
+            let ranges = self.ranges(drift, key::ALL_RANGES);
+            add(Kind::Ranges, census.ranging, ranges, ranging);
         } else {
-            add(Kind::Summary, n, at_sync(key::SUMMARY), Some(beat));
-            add(Kind::Detail, detailed, at_sync(key::DETAIL), Some(beat));
-            let details = self.census.details;
-            let all = snapshot(false, key::DETAIL);
-            add(Kind::Snapshot, details, all, Some(end));
-            let mut ranges = ranges(key::RANGES);
-            if details > 0 {
-                ranges = ranges.zip(ranges_after()).map(|(a, b)| a.max(b));
+            let summaries = self.at_sync(drift, key::SUMMARY);
+            add(Kind::Summary, n, summaries, Some(beat));
+            let details = self.at_sync(drift, key::DETAIL);
+            add(Kind::Detail, census.detailed, details, Some(beat));
+            let all = self.snapshot(drift, false, key::DETAIL);
+            let end = self.snapshot_end(drift);
+            add(Kind::Snapshot, census.details, all, Some(end));
+            let mut ranges = self.ranges(drift, key::RANGES);
+            if census.details > 0 {
+                let after = self.snapshot(drift, true, key::RANGES).map(|out| {
+                    let since = (cycle + phase).as_nanos();
+                    Duration::from_nanos(out.as_nanos().saturating_sub(since))
+                });
+                ranges = ranges.zip(after).map(|(a, b)| a.max(b));
             }
-            add(
-                Kind::Ranges,
-                self.census.pairs,
-                ranges,
-                Some(until_next(phase)),
-            );
+            add(Kind::Ranges, census.pairs, ranges, ranging);
         }
-        let cyclic = |s: &&Stream| s.key >= key::SYNC && s.period == cycle;
-        let cyclic: Streams = nominal.iter().filter(cyclic).copied().collect();
-        Analysis {
-            bounds,
-            load_ppm: u32::try_from(load_ppm(&cyclic)).unwrap_or(u32::MAX),
-        }
+        Analysis { bounds, load_ppm }
+    }
+
+    // Each of these has its own streams on the stack, and none of them while another one has.
+
+    /// By what SYNC can be late, so that the next one is early; and the share of what is cyclic, ppm.
+    #[inline(never)]
+    fn drift(&self) -> (Duration, u32) {
+        let cycle = self.schedule.cycle;
+        let mut streams = self.streams(Duration::ZERO, true, true);
+        let drift = self.response(&streams, key::SYNC).unwrap_or(cycle);
+        streams.retain(|s| s.key >= key::SYNC && s.period == cycle);
+        let load = u32::try_from(load_ppm(&streams)).unwrap_or(u32::MAX);
+        (drift, load)
+    }
+
+    /// Any trip, the last of as many as there are slaves, alarms, SYNC.
+    #[inline(never)]
+    fn urgent(&self, drift: Duration) -> [Option<Duration>; 4] {
+        let mut streams = self.streams(drift, true, true);
+        let [alarm, sync] = [key::ALARM, key::SYNC].map(|key| self.response(&streams, key));
+        let trips = [1, self.census.slaves].map(|n| self.trip_among(&mut streams, n));
+        let [any, every] = trips;
+        [any, every, alarm, sync]
+    }
+
+    /// What is over before the next SYNC meets everything cyclic once, and no SYNC.
+    #[inline(never)]
+    fn at_sync(&self, drift: Duration, key: u32) -> Option<Duration> {
+        let cycle = self.schedule.cycle;
+        let streams = |once: bool| {
+            let streams = self.streams(drift, true, false);
+            if once {
+                only_once(streams, cycle)
+            } else {
+                streams
+            }
+        };
+        let quick = self.response(&streams(true), key);
+        quick
+            .filter(|out| *out <= until_next(cycle, Duration::ZERO, drift))
+            .or_else(|| self.response(&streams(false), key))
+    }
+
+    /// Ranges wait for what came at SYNC only if the bus was never free since then: all of it,
+    /// and all ranges, as if they had come at SYNC too, bounds when the last of them is out.
+    #[inline(never)]
+    fn ranges(&self, drift: Duration, key: u32) -> Option<Duration> {
+        let cycle = self.schedule.cycle;
+        let phase = self.schedule.ranges_phase;
+        let response = |at_sync: bool, once: bool| {
+            let streams = self.streams(drift, at_sync, true);
+            let streams = if once {
+                only_once(streams, cycle)
+            } else {
+                streams
+            };
+            self.response(&streams, key)
+        };
+        let together = |once| {
+            let out = response(true, once)?.as_nanos();
+            let out = Duration::from_nanos(out.saturating_sub(phase.as_nanos()));
+            Some(out.max(response(false, once)?))
+        };
+        together(true)
+            .filter(|out| *out <= until_next(cycle, phase, drift))
+            .or_else(|| together(false))
+    }
+
+    /// Its details may be under way until the second SYNC after its own. The next ranges come in the next
+    /// cycle, and wait for what is left of it if the bus was never free since; they have to be out by then,
+    /// too, so that they meet none of their kind.
+    #[inline(never)]
+    fn snapshot(&self, drift: Duration, at_ranges: bool, key: u32) -> Option<Duration> {
+        let cycle = self.schedule.cycle;
+        let mut streams = self.streams_of(drift, true, at_ranges, true);
+        let ranges = streams.iter_mut().filter(|s| s.key == key::RANGES);
+        ranges.for_each(|s| (s.period, s.early) = (cycle * SNAPSHOT.into(), Duration::ZERO));
+        let out = self.response(&streams, key);
+        out.filter(|out| *out <= self.snapshot_end(drift))
+    }
+
+    fn snapshot_end(&self, drift: Duration) -> Duration {
+        let two = self.schedule.cycle * 2;
+        Duration::from_nanos(two.as_nanos().saturating_sub(drift.as_nanos()))
     }
 
     /// Until the receivers have the frame.
     fn response(&self, streams: &Streams, key: u32) -> Option<Duration> {
         let of = streams.iter().find(|s| s.key == key)?;
         let whole = worst_response(streams, of, &self.wire).ok()?.as_nanos();
-        let ahead = self.bit.as_nanos() * AHEAD;
+        let ahead = self.lengths.bit.as_nanos() * AHEAD;
         Some(Duration::from_nanos(whole.saturating_sub(ahead)))
     }
 
     /// The last of so many trip frames; of one, any that starts after the event.
-    fn trip_among(&self, streams: &Streams, count: u32) -> Option<Duration> {
-        let mut streams = streams.clone();
+    fn trip_among(&self, streams: &mut Streams, count: u32) -> Option<Duration> {
         let trips = streams.iter_mut().find(|s| s.key == key::TRIP)?;
         trips.count = count;
         trips.others = trips.length * u64::from(count.saturating_sub(1));
-        self.response(&streams, key::TRIP)
+        self.response(streams, key::TRIP)
     }
+}
+
+/// From an instant in a cycle until the next SYNC, when that comes early by `drift`.
+fn until_next(cycle: Duration, from: Duration, drift: Duration) -> Duration {
+    let gone = from.as_nanos().saturating_add(drift.as_nanos());
+    Duration::from_nanos(cycle.as_nanos().saturating_sub(gone))
+}
+
+/// Everything cyclic once, and no SYNC.
+fn only_once(mut streams: Streams, cycle: Duration) -> Streams {
+    streams.retain(|s| s.key != key::SYNC);
+    for stream in streams
+        .iter_mut()
+        .filter(|s| s.period == cycle && s.key > key::SYNC)
+    {
+        stream.period = cycle * HORIZON;
+        stream.early = Duration::ZERO;
+    }
+    streams
 }
 
 /// How many slaves with these capabilities (in turn) the bus takes; at most 127. On RS485 the beacon
@@ -891,6 +1037,7 @@ pub fn most_slaves(schedule: &Schedule, kinds: &[Capabilities]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::println;
     use std::vec::Vec;
 
@@ -986,6 +1133,56 @@ mod tests {
             };
             println!("{}: {} slaves break {:?}", kind.name(), most + 1, bound);
             assert!(!bound.holds());
+        }
+    }
+
+    /// The verdict is reckoned from how many there are, the analysis looks at each of them.
+    fn judged_alike(schedule: &Schedule, slaves: &[Capabilities]) -> bool {
+        let all = || slaves.iter().copied();
+        let verdict = fits(schedule, all());
+        let storm = Analysis::new(schedule, all(), &Assumptions::storm(schedule));
+        let calm = Analysis::new(schedule, all(), &Assumptions::calm(schedule));
+        let urgent = [Kind::Trip, Kind::Alarm, Kind::Sync];
+        let mut urgent = storm.bounds().iter().filter(|b| urgent.contains(&b.kind));
+        let whole = match urgent.find(|b| !b.holds()) {
+            Some(bound) => Err(Overfull(*bound)),
+            None => calm.fits(),
+        };
+        match schedule.can() {
+            // On seats of which it is not known which they are, frames are longer by some bits.
+            true => assert!(verdict.is_err() || whole.is_ok(), "{slaves:?}"),
+            false => assert_eq!(verdict, whole, "{slaves:?}"),
+        }
+        let of = |kind| calm.bound(kind).map(|b| (b.count, b.deadline));
+        if let Err(Overfull(bound)) = verdict
+            && of(bound.kind).is_some()
+        {
+            assert!(!bound.holds());
+            let storm = storm.bound(bound.kind).map(|b| b.count);
+            assert!([of(bound.kind).map(|b| b.0), storm].contains(&Some(bound.count)));
+        }
+        verdict.is_ok()
+    }
+
+    proptest! {
+        #[test]
+        fn a_master_is_told_what_the_analysis_finds(
+            bus in 0..BusKind::ALL.len(), hundredths in 20..130u64,
+            slaves in proptest::collection::vec((0..19u8, 0..9u8, 0..17u8), 1..60),
+        ) {
+            let slave = |&(cells, temps, anchors)| Capabilities { cells, temps, anchors };
+            let slaves: Vec<_> = slaves.iter().map(slave).collect();
+            let schedule = Schedule::for_bus(BusKind::ALL[bus]);
+            let schedule = schedule.with_cycle(crate::schedule::part(schedule.cycle, hundredths));
+            let schedule = Schedule {
+                seats: schedule.seats.max(slaves.len() as u8),
+                ..schedule
+            };
+            // From nobody to one more than fit; nobody more makes it fit again.
+            let fit = |n: usize| judged_alike(&schedule, &slaves[..n]);
+            if let Some(most) = (0..=slaves.len()).find(|n| !fit(*n)) {
+                prop_assert!(most > 0 && !fit(slaves.len()));
+            }
         }
     }
 

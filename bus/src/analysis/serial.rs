@@ -3,13 +3,16 @@
 //! Looked at are all plans that the master can announce for these members: with none to two
 //! orders behind the beacon, with or without asks, and with one pair of management windows or more.
 
-use super::{Analysis, Bound, Kind};
+use super::{Analysis, Bound, Census, Kind, Overfull};
 use crate::Schedule;
 use crate::message::{Capabilities, Sync};
-use crate::superframe::{Beacon, HEAD_ASKS, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing};
+use crate::slave::RANGING;
+use crate::superframe::{
+    Beacon, HEAD_ASKS, LENGTHS, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing,
+};
 use helio_units::{Duration, Instant};
 
-/// Join slots that every superframe keeps.
+/// Join slots that every superframe keeps: they are never given to datagrams.
 pub const JOINS: u16 = 2;
 
 pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) -> Analysis {
@@ -39,11 +42,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
     let end = Instant::ZERO + cycle;
     let mut worst = Worst::default();
     let mut busy = head;
-    let asks = if timing.asks_in_pair() > 0 {
-        HEAD_ASKS
-    } else {
-        0
-    };
+    let asks = asks_behind(&timing);
     let heads = (0..=MAX_ORDERS as u8).flat_map(|orders| [(orders, 0), (orders, asks)]);
     for (orders, asks) in heads {
         for pairs in 1..=MAX_PAIRS {
@@ -66,55 +65,126 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
     // Whoever trips holds the line for this long, and clocks differ by less than a guard.
     let trip = gap + timing.brk + timing.guard;
     let fixed = |span: Duration| span + timing.guard;
-    let state = worst.state_end;
-    // A second before what is left: windows, places to join, the next beacon. Asks take from those to join.
-    let room = {
-        let tail = timing.tail(JOINS, seats);
-        let room = Duration::from_nanos(cycle.as_nanos().saturating_sub(tail.as_nanos()));
-        room + worst.shift - worst.orders
-    };
-    let ranges = worst.ranges_end > Duration::ZERO;
     let mut bounds = heapless::Vec::new();
-    let mut add = |kind, count, response, deadline| {
+    let mut add = |kind, count, response| {
         let _ = bounds.push(Bound {
             kind,
             count,
             response: Some(response),
-            deadline,
+            deadline: None,
         });
     };
-    add(Kind::Trip, 1, trip, None);
-    if count > 0 {
-        let alarm = cycle + worst.shift + worst.longest_state;
-        add(Kind::Alarm, count, fixed(alarm), Some(cycle * 2));
-    }
+    add(Kind::Trip, 1, trip);
     // Beacon and orders come in one run, which receivers take at its end.
-    add(Kind::Sync, 1, fixed(head + worst.orders), None);
+    add(Kind::Sync, 1, fixed(head + worst.spans.orders));
     let order = cycle + head + worst.latest_head;
-    add(Kind::Order, MAX_ORDERS as u32, fixed(order), None);
-    if count > 0 {
-        let deadline = (!ranges).then_some(room);
-        add(Kind::State, count, fixed(state), deadline);
+    add(Kind::Order, MAX_ORDERS as u32, fixed(order));
+    let [alarm, state, ranges] = worst.spans.bounds(schedule, &timing, count);
+    if let Some(alarm) = alarm {
+        let _ = bounds.insert(1, alarm);
     }
-    if ranges {
-        let taken = worst.ranging;
-        let response =
-            Duration::from_nanos((worst.ranges_end.as_nanos()).saturating_sub(taken.as_nanos()));
-        // The windows stand before them.
-        let room = room + timing.pair();
-        let left = Duration::from_nanos(room.as_nanos().saturating_sub(taken.as_nanos()));
-        add(
-            Kind::Ranges,
-            worst.ranging_slots,
-            fixed(response),
-            Some(left),
-        );
-    }
+    bounds.extend([state, ranges].into_iter().flatten());
     let load = u128::from(busy.as_nanos()) * 1_000_000;
     let load = load.checked_div(u128::from(cycle.as_nanos()));
     Analysis {
         bounds,
         load_ppm: load.map_or(u32::MAX, |l| u32::try_from(l).unwrap_or(u32::MAX)),
+    }
+}
+
+/// Whether these slaves fit: what [`analyse`] finds in the plans, reckoned from how many there are.
+pub fn judge(schedule: &Schedule, census: Census) -> Result<(), Overfull> {
+    let timing = Timing::of(schedule);
+    let Census {
+        slaves,
+        detailed,
+        ranging,
+        many,
+        ..
+    } = census;
+    let slots = |each: Duration, count: u32| (each + timing.mini()) * count.into();
+    let [summary, state, few, all] = LENGTHS.map(|len| timing.bytes(len));
+    let states = slots(state, detailed) + slots(summary, slaves - detailed);
+    let ranges = slots(few, ranging - many) + slots(all, many);
+    let orders = timing.orders();
+    // Behind the beacon, or none.
+    let asks = match asks_behind(&timing) {
+        0 => Duration::ZERO,
+        asks => timing.ask() * asks.into() - timing.guard + timing.mini(),
+    };
+    let shift = orders + asks;
+    let spans = Spans {
+        orders,
+        shift,
+        state_end: shift + states,
+        longest_state: if detailed > 0 { state } else { summary },
+        ranges_end: match ranging {
+            0 => Duration::ZERO,
+            _ => shift + states + timing.pair() + ranges,
+        },
+        ranging: less(timing.mini() + states + timing.pair(), RANGING),
+        ranging_slots: ranging,
+    };
+    let bounds = spans.bounds(schedule, &timing, slaves);
+    let late = bounds.into_iter().flatten().find(|b| !b.holds());
+    late.map_or(Ok(()), |bound| Err(Overfull(bound)))
+}
+
+/// How many a beacon can be followed by.
+fn asks_behind(timing: &Timing) -> u8 {
+    match timing.asks_in_pair() {
+        0 => 0,
+        _ => HEAD_ASKS,
+    }
+}
+
+fn less(a: Duration, b: Duration) -> Duration {
+    Duration::from_nanos(a.as_nanos().saturating_sub(b.as_nanos()))
+}
+
+/// What decides whether slaves fit; spans from the end of the beacon.
+struct Spans {
+    /// All orders behind a beacon.
+    orders: Duration,
+    /// How much later the same slot can be in another plan.
+    shift: Duration,
+    /// End of the latest slot of a state.
+    state_end: Duration,
+    longest_state: Duration,
+    /// End of the latest slot of ranges.
+    ranges_end: Duration,
+    /// When ranges are taken, at the earliest.
+    ranging: Duration,
+    ranging_slots: u32,
+}
+
+impl Spans {
+    /// Of alarms, states and ranges, where there are any.
+    fn bounds(&self, schedule: &Schedule, timing: &Timing, slaves: u32) -> [Option<Bound>; 3] {
+        let cycle = schedule.cycle;
+        let bound = |kind, count, span: Duration, deadline| {
+            (count > 0).then_some(Bound {
+                kind,
+                count,
+                response: Some(span + timing.guard),
+                deadline,
+            })
+        };
+        // A second before what is left: windows, places to join, the next beacon. Asks take from those to join.
+        let room = less(cycle, timing.tail(JOINS, schedule.seats)) + self.shift - self.orders;
+        let alone = self.ranging_slots == 0;
+        let alarm = cycle + self.shift + self.longest_state;
+        [
+            bound(Kind::Alarm, slaves, alarm, Some(cycle * 2)),
+            bound(Kind::State, slaves, self.state_end, alone.then_some(room)),
+            bound(
+                Kind::Ranges,
+                self.ranging_slots,
+                less(self.ranges_end, self.ranging),
+                // The windows stand before them.
+                Some(less(room + timing.pair(), self.ranging)),
+            ),
+        ]
     }
 }
 
@@ -126,17 +196,7 @@ struct Worst {
     last_minislot: Instant,
     /// Start of the latest first minislot.
     latest_head: Duration,
-    /// End of the latest slot of a state.
-    state_end: Duration,
-    longest_state: Duration,
-    /// All orders behind a beacon.
-    orders: Duration,
-    /// How much later the same slot can be in another plan.
-    shift: Duration,
-    ranges_end: Duration,
-    /// When ranges are taken, at the earliest.
-    ranging: Duration,
-    ranging_slots: u32,
+    spans: Spans,
 }
 
 impl Default for Worst {
@@ -145,19 +205,22 @@ impl Default for Worst {
             gap: Duration::ZERO,
             last_minislot: Instant::MAX,
             latest_head: Duration::ZERO,
-            state_end: Duration::ZERO,
-            longest_state: Duration::ZERO,
-            orders: Duration::ZERO,
-            shift: Duration::ZERO,
-            ranges_end: Duration::ZERO,
-            ranging: Duration::from_nanos(u64::MAX),
-            ranging_slots: 0,
+            spans: Spans {
+                orders: Duration::ZERO,
+                shift: Duration::ZERO,
+                state_end: Duration::ZERO,
+                longest_state: Duration::ZERO,
+                ranges_end: Duration::ZERO,
+                ranging: Duration::from_nanos(u64::MAX),
+                ranging_slots: 0,
+            },
         }
     }
 }
 
 impl Worst {
     fn see(&mut self, plan: &Plan, end: Instant, timing: &Timing) {
+        let spans = &mut self.spans;
         let mut before: Option<Instant> = None;
         let mut slots = 0;
         for (place, start, minislot) in plan.places() {
@@ -165,21 +228,20 @@ impl Worst {
             match place {
                 Place::Head => {
                     self.latest_head = self.latest_head.max(minislot.since(end));
-                    self.orders = self.orders.max(plan.origin().since(end));
-                    self.shift = self.shift.max(self.orders);
+                    spans.orders = spans.orders.max(plan.origin().since(end));
+                    spans.shift = spans.shift.max(spans.orders);
                 }
                 Place::Asks => {
                     let over = minislot + timing.brk + timing.guard;
-                    let usual = timing.guard * 2 + timing.brk;
-                    self.shift = self.shift.max(over.since(end) - usual);
+                    spans.shift = spans.shift.max(over.since(end) - timing.mini());
                 }
                 Place::State(_) => {
-                    self.state_end = self.state_end.max(frame_end.since(end));
-                    self.longest_state = self.longest_state.max(frame_end.since(start));
+                    spans.state_end = spans.state_end.max(frame_end.since(end));
+                    spans.longest_state = spans.longest_state.max(frame_end.since(start));
                 }
                 Place::Ranges(_) => {
                     slots += 1;
-                    self.ranges_end = self.ranges_end.max(frame_end.since(end));
+                    spans.ranges_end = spans.ranges_end.max(frame_end.since(end));
                 }
                 Place::ToSlave | Place::ToMaster | Place::Join => {}
             }
@@ -188,9 +250,9 @@ impl Worst {
             }
             before = Some(minislot);
         }
-        self.ranging_slots = self.ranging_slots.max(slots);
-        let taken = (plan.ranges - crate::slave::RANGING).max(end);
-        self.ranging = self.ranging.min(taken.since(end));
+        spans.ranging_slots = spans.ranging_slots.max(slots);
+        let taken = (plan.ranges - RANGING).max(end);
+        spans.ranging = spans.ranging.min(taken.since(end));
         if let Some(last) = before {
             self.last_minislot = self.last_minislot.min(last);
         }

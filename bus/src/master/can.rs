@@ -3,11 +3,12 @@
 use super::{Core, OrderCounters};
 use crate::Schedule;
 use crate::budget::Budget;
-use crate::join::{self, Extended};
+use crate::join::{self, Extended, PROTOCOL_VERSION};
 use crate::message::*;
 use crate::segment::Pdu;
 use crate::wire::{self, DecodeError};
-use helio_units::{Duration, Instant, NodeId};
+use heapless::Deque;
+use helio_units::{Duration, Instant, NodeId, Uid};
 
 #[cfg_attr(feature = "model", derive(Clone))]
 pub(super) struct Can<const SEATS: usize> {
@@ -21,8 +22,10 @@ pub(super) struct Can<const SEATS: usize> {
     order_budget: Budget,
     /// Nor may prompt assignments, once there is cyclic data.
     prompt_budget: Budget,
-    /// Whose assignment is in the mailbox for prompt ones.
+    /// Whose assignment, or question, is in the mailbox for prompt ones.
     assigning: Option<NodeId>,
+    /// Devices that are told promptly that there is no room, as they take themselves for members.
+    turned_away: Deque<Uid, 4>,
 }
 
 impl<const SEATS: usize> Can<SEATS> {
@@ -38,6 +41,7 @@ impl<const SEATS: usize> Can<SEATS> {
             order_counters: OrderCounters::new(),
             order_budget: Budget::new(super::ORDER_BURST, eighth),
             assigning: None,
+            turned_away: Deque::new(),
             prompt_budget: Budget::new(prompts, Duration::from_nanos(share)),
         }
     }
@@ -60,7 +64,9 @@ impl<const SEATS: usize> Can<SEATS> {
             order_budget,
             prompt_budget,
             assigning,
+            turned_away,
         } = self;
+        turned_away.iter().for_each(|uid| p.value(uid.get()));
         p.value(assigning.map_or(0, |node| node.get().into()));
         p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
         p.value((*sync_counter).into());
@@ -129,6 +135,18 @@ impl<const SEATS: usize> Can<SEATS> {
                 uid_low,
                 description,
             }) => {
+                let offered = core.seats.offered_to(node);
+                let new = offered.filter(|uid| join::uid_low(*uid) == uid_low);
+                if let Some(uid) = new.filter(|_| description.version == PROTOCOL_VERSION)
+                    && !core.admits(core.census(), uid, description.capabilities)
+                {
+                    core.seats.turn_away(now, node);
+                    let prompt = core.seats.is_young() || self.prompt_budget.take(now);
+                    if !prompt || self.turned_away.push_back(uid).is_err() {
+                        core.seats.refuse(uid, LeaveReason::Full);
+                    }
+                    return;
+                }
                 let seats = &mut core.seats;
                 if let Some(event) = seats.confirm(now, &core.schedule, node, uid_low, description)
                 {
@@ -156,8 +174,18 @@ impl<const SEATS: usize> Can<SEATS> {
             Mailbox::Urgent => self.poll_urgent(core, now),
             // A mailbox of its own: in the last one a datagram may wait for everything cyclic.
             Mailbox::Cyclic => {
-                if core.seats.has_probes() && self.prompt_budget.take(now) {
-                    core.seats.probe_promptly();
+                if core.seats.has_hurry() && self.prompt_budget.take(now) {
+                    core.seats.hurry();
+                }
+                if let Some(uid) = self.turned_away.pop_front() {
+                    return join::release(None, Some(uid), LeaveReason::Full, true);
+                }
+                if core.seats.has_questions()
+                    && self.prompt_budget.take(now)
+                    && let Some((node, uid)) = core.seats.next_question()
+                {
+                    self.assigning = Some(node);
+                    return join::release(Some(node), Some(uid), LeaveReason::Silence, true);
                 }
                 let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
                 self.assigning = Some(node);
@@ -201,10 +229,10 @@ fn poll_management<const SEATS: usize>(core: &mut Core<SEATS>, now: Instant) -> 
             return join::assign(node, uid, false);
         }
         if let Some((uid, reason)) = core.seats.next_refusal() {
-            return join::release(None, Some(uid), reason);
+            return join::release(None, Some(uid), reason, false);
         }
         if let Some((node, uid)) = core.seats.next_release() {
-            return join::release(Some(node), uid, LeaveReason::Silence);
+            return join::release(Some(node), uid, LeaveReason::Silence, false);
         }
     }
     if core.schedule.is_reserved(core.cycle) {

@@ -7,6 +7,7 @@
 mod can;
 mod serial;
 
+use crate::analysis::{Admission, Census};
 use crate::e2e::DataId;
 use crate::message::*;
 use crate::seats::{Device, Heard, Seats};
@@ -43,6 +44,9 @@ impl MasterStats {
 
 /// Datagrams that can be under way at once in each direction.
 const SESSIONS: usize = 2;
+
+/// Refused devices that are remembered, so that what each is refused for is said once.
+const REFUSED: usize = 16;
 
 /// Orders at once on CAN; then one per eighth of a cycle.
 pub(crate) const ORDER_BURST: u16 = 2;
@@ -81,6 +85,9 @@ enum Medium<const SEATS: usize> {
 struct Core<const SEATS: usize> {
     schedule: Schedule,
     seats: Seats<SEATS>,
+    admission: Admission,
+    /// Devices that were refused and that it was said of, the newest last.
+    refused: Vec<Uid, REFUSED>,
     tags: Vec<TagId, 64>,
     next_tag: usize,
     /// Number of the cycle under way.
@@ -110,6 +117,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
             core: Core {
                 schedule: Schedule::NONE,
                 seats: Seats::vacant(),
+                admission: Admission::NONE,
+                refused: Vec::new(),
                 tags: Vec::new(),
                 next_tag: 0,
                 cycle: 0,
@@ -132,6 +141,7 @@ impl<const SEATS: usize> MasterLink<SEATS> {
         };
         self.core.schedule = schedule;
         self.core.seats.start();
+        self.core.admission = Admission::new(&schedule);
         self.medium = if schedule.can() {
             Medium::Can(can::Can::new(&schedule))
         } else {
@@ -340,6 +350,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
         let Core {
             schedule,
             seats,
+            admission: _,
+            refused: _,
             tags,
             next_tag: _,
             cycle,
@@ -367,7 +379,37 @@ impl<const SEATS: usize> MasterLink<SEATS> {
 }
 
 impl<const SEATS: usize> Core<SEATS> {
+    /// Who has, or will have, its share of the bus.
+    fn census(&self) -> Census {
+        let nodes = (1..=self.schedule.seats).filter_map(NodeId::new);
+        let there = nodes.filter_map(|node| self.seats.slots_of(node));
+        there.fold(Census::default(), Census::with)
+    }
+
+    /// Whether there is room for one device more, beside those counted; if not, that is said.
+    fn admits(&mut self, census: Census, uid: Uid, capabilities: Capabilities) -> bool {
+        let census = census.with(capabilities);
+        let Err(breaks) = self.admission.judge(&self.schedule, census) else {
+            return true;
+        };
+        if !self.refused.contains(&uid) {
+            if self.refused.is_full() {
+                self.refused.remove(0);
+            }
+            let _ = self.refused.push(uid);
+            self.event(MasterEvent::Refused {
+                uid,
+                capabilities,
+                breaks,
+            });
+        }
+        false
+    }
+
     fn event(&mut self, event: MasterEvent) {
+        if let MasterEvent::Joined { uid, .. } = event {
+            self.refused.retain(|known| *known != uid);
+        }
         if self.events.push_back(event).is_err() {
             self.stats.events_dropped += 1;
         }

@@ -10,6 +10,7 @@
 
 use super::{Core, OrderCounters};
 use crate::Schedule;
+use crate::analysis::{Census, JOINS};
 use crate::join::Description;
 use crate::message::*;
 use crate::segment::Numbers;
@@ -24,8 +25,6 @@ use helio_units::{Duration, Instant, NodeId, Uid};
 const COLD: u8 = 5;
 /// Members are asked for answers at every turn for so long after the last fragment.
 const LIVELY: Duration = Duration::from_millis(1_000);
-/// Join slots that are never given to datagrams.
-const JOINS: u16 = 2;
 
 #[cfg_attr(feature = "model", derive(Clone))]
 pub(super) struct Serial<const SEATS: usize> {
@@ -56,8 +55,8 @@ pub(super) struct Serial<const SEATS: usize> {
     /// Groups of claims that are still to be resolved, and the slot up to which that counts.
     groups: (u32, u16),
     split: bool,
-    /// Of the superframe, for the slots of further slaves.
-    room: Duration,
+    /// Who has, or will have, slots.
+    census: Census,
     depth: u8,
     numbers: [Numbers; SEATS],
     /// Our clock at the end of the last beacon, µs.
@@ -94,7 +93,7 @@ impl<const SEATS: usize> Serial<SEATS> {
             claim: None,
             groups: (0, 0),
             split: false,
-            room: Duration::ZERO,
+            census: Census::NONE,
             depth: 0,
             numbers: [const { Numbers::new() }; SEATS],
             previous_us: 0,
@@ -360,7 +359,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     fn compose_beacon(&mut self, core: &mut Core<SEATS>, now: Instant) -> Bytes {
         let schedule = core.schedule;
         self.examine(core, now);
-        self.room = self.timing.room(&schedule, JOINS);
+        self.census = core.census();
         let mut roles = [Role::default(); 127];
         let mut members = false;
         for index in 0..schedule.seats {
@@ -368,10 +367,6 @@ impl<const SEATS: usize> Serial<SEATS> {
             let (Some(node), Some(role)) = (node, roles.get_mut(usize::from(index))) else {
                 continue;
             };
-            if let Some(c) = core.seats.slots_of(node) {
-                let share = self.timing.share(Role::of(c)).as_nanos();
-                self.room = Duration::from_nanos(self.room.as_nanos().saturating_sub(share));
-            }
             if let Some(device) = core.seats.member(node) {
                 *role = Role::of(device.capabilities);
                 members = true;
@@ -498,17 +493,17 @@ impl<const SEATS: usize> Serial<SEATS> {
         self.groups.0 = self.groups.0.saturating_sub(1);
         let schedule = core.schedule;
         // As much as the analysis allows: one slot more than fits would push the others over the end.
-        let share = match core.seats.has_slots(uid) {
-            true => Duration::ZERO,
-            false => self.timing.share(Role::of(description.capabilities)),
-        };
-        if share > self.room {
+        let new = !core.seats.has_slots(uid);
+        let capabilities = description.capabilities;
+        if new && !core.admits(self.census, uid, capabilities) {
             let reason = LeaveReason::Full;
             return Some(Answer::Release { uid, reason });
         }
         match core.seats.claim_described(now, &schedule, uid, description) {
             Ok(node) => {
-                self.room = self.room - share;
+                if new {
+                    self.census = self.census.with(capabilities);
+                }
                 Some(Answer::Assign { node, uid })
             }
             Err(Some(reason)) => Some(Answer::Release { uid, reason }),

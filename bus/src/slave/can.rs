@@ -47,7 +47,13 @@ pub(super) struct Can {
     orders: Receiver,
     orders_to_all: Receiver,
     budget: Budget,
+    /// Times that we gave up a seat on which nothing of ours got through.
+    drowned: u8,
 }
+
+/// Who gets nothing through keeps away for a random part of this, a few times; then of twice as
+/// much each time.
+const DROWNED: Duration = Duration::from_millis(50);
 
 impl Can {
     pub(super) fn new(schedule: &Schedule, capabilities: Capabilities) -> Self {
@@ -72,6 +78,7 @@ impl Can {
             orders: Receiver::Nothing,
             orders_to_all: Receiver::Nothing,
             budget: Budget::new(frames + 2, Duration::from_nanos(share)),
+            drowned: 0,
         }
     }
 
@@ -104,7 +111,9 @@ impl Can {
             orders,
             orders_to_all,
             budget,
+            drowned,
         } = self;
+        p.value((*drowned).min(8).into());
         let due = [*summary_due, *detail_out, *confirm_due].map(u64::from);
         let prompt = u64::from(*confirm_due && *prompt);
         p.value(due[0] | due[1] << 1 | due[2] << 2 | prompt << 3);
@@ -133,8 +142,19 @@ impl Can {
                     self.handle_assign(core, now, node, uid);
                     self.prompt = prompt;
                 }
-                Some(Extended::Release { node, uid, reason }) => match (node, uid) {
+                Some(Extended::Release {
+                    node,
+                    uid,
+                    reason,
+                    prompt,
+                }) => match (node, uid) {
                     (None, Some(uid)) if uid == core.uid => core.released(now, reason),
+                    // Others are to leave our seat, or somebody claims it who has our id: here we are.
+                    (Some(node), Some(uid)) if core.node() == Some(node) && uid == core.uid => {
+                        core.heard = core.heard.max(Some(now));
+                        self.prompt = prompt || self.confirm_due && self.prompt;
+                        self.confirm_due = true;
+                    }
                     (Some(node), uid) if core.node() == Some(node) && uid != Some(core.uid) => {
                         core.released(now, reason);
                     }
@@ -177,7 +197,9 @@ impl Can {
             _ => {
                 if core.node().map(NodeId::get) == Some(decoded.id.node()) {
                     self.reset();
-                    core.leave(now, LeaveReason::DuplicateUid, Duration::ZERO);
+                    // Perhaps a device with our id, which hears us, too, and is not to meet us again.
+                    let hold = core.random(now.as_nanos(), DROWNED);
+                    core.leave(now, LeaveReason::DuplicateUid, hold);
                 }
                 return;
             }
@@ -244,7 +266,9 @@ impl Can {
         if trying.is_some_and(|since| now.since(since) > core.schedule.master_silence) {
             self.reset();
             // Whoever drowns us out, perhaps a device with our id, is not to meet us again.
-            let hold = core.random(now.as_nanos(), KEEP_AWAY);
+            self.drowned = self.drowned.saturating_add(1);
+            let limit = DROWNED * (1 << self.drowned.saturating_sub(3).min(5));
+            let hold = core.random(now.as_nanos(), limit.min(KEEP_AWAY));
             return core.leave(now, LeaveReason::Silence, hold);
         }
         self.waiting = Some((now + core.schedule.sample_grace, now));
@@ -308,7 +332,10 @@ impl Can {
             core.stats.sent += 1;
         }
         match &mut core.seat {
-            Seat::Member { trying, .. } if mailbox == Mailbox::Cyclic => *trying = None,
+            Seat::Member { trying, .. } if mailbox == Mailbox::Cyclic => {
+                *trying = None;
+                self.drowned = 0;
+            }
             Seat::Seeking { .. } if mailbox == Mailbox::Management => core.claimed(now),
             _ => {}
         }

@@ -9,6 +9,7 @@ use helio_bus::analysis::{Analysis, Assumptions, Bound, Overfull, fits, most_sla
 use helio_bus::{BusKind, Capabilities, Schedule};
 use helio_sim::bounds::{self, Row};
 use helio_sim::scenario::Scenario;
+use helio_sim::schedule;
 use helio_units::Duration;
 use serde_json::{Value, json};
 
@@ -68,9 +69,9 @@ pub fn run(command: Command) -> Result<()> {
         let kinds = slaves.clone();
         slaves = kinds.into_iter().cycle().take(n.into()).collect();
     }
-    let schedule = schedule_for(kind, &slaves);
+    let schedule = schedule(kind, slaves.len(), scenario.cycle());
     let verdict = fits(&schedule, slaves.iter().copied());
-    let most = most_slaves(&Schedule::for_bus(kind), &slaves);
+    let most = most_slaves(&schedule, &slaves);
     let columns = columns(&schedule, &slaves, Duration::from_micros(args.refill_us));
     let remedy = verdict.as_ref().err().map(|_| remedy(kind, &slaves, most));
     let compared = match (args.check && verdict.is_ok(), args.full) {
@@ -91,22 +92,14 @@ pub fn run(command: Command) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes())?;
     if let (Err(overfull), Some(remedy)) = (verdict, remedy) {
         let file = args.scenario.display();
-        let what = refusal(&overfull);
-        return Err(BadInput::new(format!("{file}: {what}; {remedy}")).into());
+        let what = format!("{file}: this schedule does not fit: {overfull}; {remedy}");
+        return Err(BadInput::new(what).into());
     }
     let late = compared.is_some_and(|(_, rows)| rows.iter().any(|r| r.violations > 0));
     if late {
         anyhow::bail!("a message was later than its bound: the analysis or the bus is wrong");
     }
     Ok(())
-}
-
-/// The defaults of the bus; on RS485 the beacon gets a place for every slave.
-fn schedule_for(kind: BusKind, slaves: &[Capabilities]) -> Schedule {
-    let mut schedule = Schedule::for_bus(kind);
-    let seats = u8::try_from(slaves.len()).unwrap_or(127);
-    schedule.seats = schedule.seats.max(seats);
-    schedule
 }
 
 fn columns(schedule: &Schedule, slaves: &[Capabilities], refill: Duration) -> Vec<Analysis> {
@@ -138,40 +131,34 @@ fn columns(schedule: &Schedule, slaves: &[Capabilities], refill: Duration) -> Ve
         .collect()
 }
 
-fn refusal(Overfull(bound): &Overfull) -> String {
-    let us = |d: Option<Duration>| d.map_or("no bound".into(), |d| format!("{} us", d.as_micros()));
-    format!(
-        "this schedule does not fit: {} ({} of them) would take {}, and {} is the most",
-        bound.kind.name(),
-        bound.count,
-        us(bound.response),
-        us(bound.deadline),
-    )
-}
-
 /// What would help, best first.
 fn remedy(kind: BusKind, slaves: &[Capabilities], most: u8) -> String {
     let mut ways = Vec::new();
     let faster = BusKind::ALL.into_iter().filter(|other| {
-        *other != kind && fits(&schedule_for(*other, slaves), slaves.iter().copied()).is_ok()
+        *other != kind
+            && fits(
+                &schedule(*other, slaves.len(), None),
+                slaves.iter().copied(),
+            )
+            .is_ok()
     });
     let faster: Vec<_> = faster.map(BusKind::name).collect();
     if !faster.is_empty() {
         ways.push(format!("bus = \"{}\"", faster.join("\" or \"")));
     }
-    let mut longer = schedule_for(kind, slaves);
-    for tenth in 11..=40 {
-        let stretched = Schedule {
-            cycle: Duration::from_nanos(longer.cycle.as_nanos() / 10 * tenth),
-            ranges_phase: Duration::from_nanos(longer.ranges_phase.as_nanos() / 10 * tenth),
-            ..longer
-        };
-        if fits(&stretched, slaves.iter().copied()).is_ok() {
-            longer = stretched;
-            let ms = longer.cycle.as_micros() as f64 / 1e3;
-            ways.push(format!("a cycle of {ms:.1} ms"));
-            break;
-        }
+    let usual = schedule(kind, slaves.len(), None);
+    let longer = (11..=60u64).map(|tenth| {
+        let cycle = Duration::from_nanos(usual.cycle.as_nanos() / 10 * tenth);
+        usual.with_cycle(cycle)
+    });
+    if let Some(longer) = longer
+        .into_iter()
+        .find(|longer| fits(longer, slaves.iter().copied()).is_ok())
+    {
+        ways.push(format!(
+            "cycle_ms = {}",
+            longer.cycle.as_micros() as f64 / 1e3
+        ));
     }
     if most > 0 {
         ways.push(format!(

@@ -185,6 +185,10 @@ pub struct Status {
     pub latency_max_us: Option<u32>,
     /// The pack as one.
     pub pack: Pack,
+    /// The device that got no seat last, because with it the bus would be too full: its id, the message
+    /// that would come too late, when that would come and when it must, µs. Older masters do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<(String, String, Option<u32>, Option<u32>)>,
     /// Number of nodes known.
     #[serde(default)]
     pub total: u32,
@@ -341,8 +345,8 @@ pub struct TagRecord {
 /// Something happened. Fields that mean nothing for the event are left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// `joined`, `left`, `replaced`, `duplicate`, `quarantined`, `isolated`, `released`, `trip`,
-    /// `alarm`, `command`, `map`, `asleep`, `awake` or what the contactors did.
+    /// `joined`, `left`, `replaced`, `duplicate`, `refused`, `quarantined`, `isolated`, `released`,
+    /// `trip`, `alarm`, `command`, `map`, `asleep`, `awake` or what the contactors did.
     pub what: String,
     /// Whom it concerns; `None` is the whole.
     pub node: Option<u8>,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use helio_battery::protection::Limits;
 use helio_battery::{CellParams, Modes};
-use helio_bus::Capabilities;
+use helio_bus::{BusKind, Capabilities, Schedule};
 use helio_master::map::MapAnchor;
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, Uid};
 
@@ -75,6 +75,8 @@ impl World {
             aged.aged(&cell.params)
         });
         let masters = *scenario.masters.get_ref();
+        let kind = scenario.bus_kind();
+        let schedule = schedule(kind, slaves, scenario.cycle());
         let racks = (1..=masters).map(|number| {
             let seed = scenario
                 .seed
@@ -84,7 +86,7 @@ impl World {
             let noise = Noise::new(seed, 1);
             let plan = RackPlan {
                 number,
-                bus: scenario.bus_kind(),
+                schedule,
                 seed,
                 strings: *pack.strings.get_ref(),
                 cell: lasting(&cell.params),
@@ -173,6 +175,20 @@ fn scenario_map(scenario: &Scenario) -> Result<Vec<MapAnchor>, InputError> {
     };
     check_map(&map, slaves, path)?;
     Ok(map)
+}
+
+/// The timing of a bus with so many slaves: its defaults, on RS485 with a place for each of them in the
+/// beacon, and with this cycle if there is one.
+pub fn schedule(kind: BusKind, slaves: usize, cycle: Option<Duration>) -> Schedule {
+    let usual = Schedule::for_bus(kind);
+    let seats = u8::try_from(slaves)
+        .unwrap_or(u8::MAX)
+        .min(NodeId::MAX.get());
+    let schedule = Schedule {
+        seats: usual.seats.max(seats),
+        ..usual
+    };
+    cycle.map_or(schedule, |cycle| schedule.with_cycle(cycle))
 }
 
 /// What the slaves of each rack of a scenario can do, in order.

@@ -48,8 +48,8 @@ pub type SimMaster = Master<SEATS, LOG>;
 pub struct RackPlan {
     /// From 1.
     pub number: u32,
-    /// Which bus.
-    pub bus: BusKind,
+    /// Which bus, and its timing.
+    pub schedule: Schedule,
     /// Seed of everything random in this rack.
     pub seed: u64,
     /// Strings in parallel.
@@ -278,9 +278,9 @@ const SETTLING: Duration = Duration::from_secs(60);
 impl Rack {
     /// Builds everything, nobody switched on before the first [`Self::run_until`].
     pub fn new(plan: RackPlan, faults: Vec<RackFault>) -> Self {
-        let schedule = Schedule::for_bus(plan.bus);
+        let schedule = plan.schedule;
         let mut noise = Noise::new(plan.seed, 0);
-        let mut bus = Medium::new(plan.bus, noise.bits());
+        let mut bus = Medium::new(schedule.kind, noise.bits());
         let master_port = bus.attach();
         let expected = u8::try_from(plan.slaves.len()).unwrap_or(u8::MAX);
         let tags: Vec<TagId> = (0..plan.tags).map(TagId).collect();
@@ -1252,6 +1252,9 @@ fn note(stats: &mut Stats, units: &[Unit], number: u32, at: Instant, event: &Eve
         event.what
     {
         text = fault.name().to_string();
+    }
+    if let What::Refused(breaks) = event.what {
+        text = format!("no seat: {breaks}");
     }
     if let Some(alarm) = event.alarm {
         let state = if alarm.active { "active" } else { "over" };

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use helio_bus::{BusKind, Capabilities};
+use helio_bus::{BusKind, Capabilities, Schedule};
 use helio_units::{Duration, Instant, TagId};
 use serde::Serialize;
 
@@ -127,7 +127,7 @@ impl BatteryReplay<'_> {
         };
         let plan = RackPlan {
             number: 1,
-            bus: self.bus,
+            schedule: Schedule::for_bus(self.bus),
             seed: 1,
             strings: 1,
             cell: lasting(&cell.params),
@@ -328,7 +328,7 @@ impl PositionReplay<'_> {
         let tags = traces.len();
         let plan = RackPlan {
             number: 1,
-            bus: self.bus,
+            schedule: Schedule::for_bus(self.bus),
             seed: 1,
             strings: 1,
             cell: &helio_battery::defaults::NMC_5000MAH,

@@ -28,6 +28,8 @@ pub struct Scenario {
     /// Which bus.
     #[serde(default = "default_bus")]
     pub bus: Spanned<String>,
+    /// From SYNC to SYNC; what the bus has for its usual number of slaves when absent.
+    pub cycle_ms: Option<Spanned<f64>>,
     /// Racks, each with its own master and bus.
     #[serde(default = "one_spanned")]
     pub masters: Spanned<u32>,
@@ -486,7 +488,21 @@ impl Scenario {
 
     /// Runs on another bus.
     pub fn set_bus(&mut self, kind: BusKind) {
+        if kind != self.bus_kind() {
+            self.cycle_ms = None;
+        }
         self.bus = bare(kind.name().to_string());
+    }
+
+    /// The cycle that the scenario asks for.
+    pub fn cycle(&self) -> Option<Duration> {
+        let ms = self.cycle_ms.as_ref()?.get_ref();
+        Some(Duration::from_nanos((ms * 1e6) as u64))
+    }
+
+    /// Runs in another cycle.
+    pub fn set_cycle_ms(&mut self, ms: f64) {
+        self.cycle_ms = Some(bare(ms));
     }
 
     /// Runs for another time.
@@ -528,6 +544,9 @@ impl Scenario {
             )?;
         }
         within("duration_s", &self.duration_s, 0.001..=1e7)?;
+        if let Some(cycle_ms) = &self.cycle_ms {
+            within("cycle_ms", cycle_ms, 1.0..=1e3)?;
+        }
         within("masters", &self.masters, 1..=64)?;
         let pack = &self.pack;
         within("slaves", &pack.slaves, 1..=127)?;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use helio_bus::BusKind;
+use helio_bus::analysis::{fits, most_slaves};
 use helio_sim::World;
 use helio_sim::report::{Affected, Happening, Report};
 use helio_sim::scenario::Scenario;
@@ -131,6 +132,40 @@ fn a_full_rack_joins_every_bus_and_loses_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn as_many_slaves_as_there_are_seats_join_can_fd_and_rs485_at_4_mbaud() {
+    for (kind, cycle_ms) in [(BusKind::CanFd, 30.0), (BusKind::Rs485At4M, 27.0)] {
+        let mut scenario = load("rack-127");
+        scenario.set_bus(kind);
+        scenario.set_cycle_ms(cycle_ms);
+        scenario.set_duration_s(2.0);
+        let report = run(scenario);
+        assert_healthy(&report);
+        assert_eq!(report.racks[0].members, 127, "{}", report.bus);
+    }
+}
+
+#[test]
+fn a_bus_that_is_too_full_for_its_slaves_takes_those_that_fit_and_names_the_others() {
+    let mut scenario = load("rack-127");
+    scenario.set_bus(BusKind::Can1M);
+    scenario.set_duration_s(1.5);
+    let slaves = helio_sim::capabilities(&scenario).unwrap();
+    let schedule = helio_sim::schedule(BusKind::Can1M, slaves.len(), None);
+    let most = most_slaves(&schedule, &slaves);
+    let alike = std::iter::repeat_n(slaves[0], usize::from(most) + 1);
+    let reason = fits(&schedule, alike).expect_err("one too many");
+    let report = run(scenario);
+    let rack = &report.racks[0];
+    assert_eq!(rack.members, most);
+    let refused: Vec<_> = of_master(&report, 1)
+        .filter(|h| h.what == "refused")
+        .collect();
+    assert!(refused.len() >= slaves.len() - usize::from(most));
+    let text = format!("no seat: {reason}");
+    assert!(refused.iter().all(|h| h.text == text), "{:?}", refused[0]);
 }
 
 #[test]

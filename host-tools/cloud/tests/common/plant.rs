@@ -305,6 +305,7 @@ impl Source for Plant {
             load_ppm: 412_000,
             latency_max_us: Some(6_100),
             pack: self.pack(t),
+            refused: None,
             total: nodes.len() as u32,
             off: 0,
             nodes,

@@ -7,13 +7,15 @@
 
 pub mod net;
 
+use helio_bus::analysis::{Analysis, Assumptions, Kind, fits, most_slaves};
 use helio_bus::{
     Alarm, BusKind, Capabilities, LeaveReason, MasterEvent, Message, Schedule, Severity, SlaveEvent,
 };
-use helio_units::{Duration, Instant, NodeId};
+use helio_units::{Duration, Instant, NodeId, Uid};
 use serde::Serialize;
 
 use crate::report::quantile;
+use crate::schedule;
 use net::{Net, NetPlan, News};
 
 /// What one slave of the measured racks has.
@@ -122,14 +124,16 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Report {
             seed: plan.seed,
             figures: Vec::new(),
         };
-        let steps: [(&str, Step); 10] = [
+        let steps: [(&str, Step); 12] = [
             ("trip", Bench::trips),
+            ("127 slaves", Bench::many),
             ("alarms", Bench::alarms),
             ("full state", Bench::full_state),
             ("skew", Bench::skew),
             ("cold joins", Bench::cold_joins),
             ("hot plug", Bench::hot_plug),
             ("random joins", Bench::random_joins),
+            ("merged racks", Bench::merged),
             ("babbler", Bench::babbler),
             ("dead slave", Bench::dead),
             ("management", Bench::management),
@@ -192,7 +196,7 @@ impl Bench {
 
     fn plan(&self, slaves: usize, seed: u64) -> NetPlan {
         NetPlan {
-            schedule: Schedule::for_bus(self.kind),
+            schedule: schedule(self.kind, slaves, None),
             slaves: vec![SLAVE; slaves],
             seed: self.seed + seed,
             crystal_ppm: 50.0,
@@ -202,9 +206,23 @@ impl Bench {
         }
     }
 
+    /// The shortest cycle, in tenths of the usual one and not below it, in which so many slaves fit.
+    fn roomy(&self, slaves: usize) -> Option<Schedule> {
+        let usual = schedule(self.kind, slaves, None);
+        let cycles = (10..=60).map(|tenth| usual.cycle.as_nanos() / 10 * tenth);
+        let all = || core::iter::repeat_n(SLAVE, slaves);
+        cycles
+            .map(|cycle| usual.with_cycle(Duration::from_nanos(cycle)))
+            .find(|schedule| fits(schedule, all()).is_ok())
+    }
+
     /// A rack in its stride, every slave a member.
     fn rack(&self, slaves: usize, seed: u64) -> Net {
-        let mut net = Net::new(&self.plan(slaves, seed));
+        self.stride(&self.plan(slaves, seed))
+    }
+
+    fn stride(&self, plan: &NetPlan) -> Net {
+        let mut net = Net::new(plan);
         let end = Instant::from_millis(5_000);
         while !net.agrees() && net.now < end {
             net.run_for(Duration::from_millis(20));
@@ -216,7 +234,7 @@ impl Bench {
 
     /// Lets a random while pass, so that the next thing falls anywhere in a cycle.
     fn drift(&self, net: &mut Net) {
-        let cycle = Schedule::for_bus(self.kind).cycle.as_nanos();
+        let cycle = net.master.schedule().cycle.as_nanos();
         let part = net.uniform() * cycle as f64;
         net.run_for(Duration::from_nanos(2 * cycle + part as u64));
         net.take_log();
@@ -225,8 +243,11 @@ impl Bench {
     /// Until the master hears of a trip.
     fn trips(&mut self) {
         let goal = self.of(500.0, 500.0, 500.0, 1_000.0, 1_000.0);
-        for slaves in [1, 8, 32] {
-            let mut net = self.rack(slaves, 100);
+        for slaves in [1, 8, 32, 64, 127] {
+            let mut plan = self.plan(slaves, 100);
+            // Where so many never fit, those who have no seat trip, too.
+            plan.schedule = self.roomy(slaves).unwrap_or(plan.schedule);
+            let mut net = self.stride(&plan);
             let trials = self.trials(40, 2_000);
             let mut worst: f64 = 0.0;
             for _ in 0..trials {
@@ -241,6 +262,61 @@ impl Bench {
             self.add(format!("trip heard, {slaves} at once"), "us", worst, trials);
             self.goal(Some(goal));
         }
+    }
+
+    /// As many slaves as there are seats, in the shortest cycle that has room for them.
+    fn many(&mut self) {
+        let one = schedule(self.kind, 1, None);
+        let most = f64::from(most_slaves(&one, &[SLAVE]));
+        self.add("slaves that fit the usual cycle", "", most, 1);
+        let Some(schedule) = self.roomy(127) else {
+            return;
+        };
+        let cycle = schedule.cycle.as_nanos() as f64 / MS;
+        self.add("cycle that 127 slaves fit", "ms", cycle, 1);
+        let assumed = Assumptions::storm(&schedule);
+        let analysis = Analysis::new(&schedule, core::iter::repeat_n(SLAVE, 127), &assumed);
+        let bound = |kind| analysis.bound(kind).and_then(|b| b.response);
+        let us = |d: Option<Duration>| d.map_or(f64::INFINITY, |d| d.as_nanos() as f64 / US);
+        let (trip, alarm) = (bound(Kind::Trip), bound(Kind::Alarm));
+        self.add("bound of a trip, 127 slaves", "us", us(trip), 1);
+        self.goal(Some(self.of(500.0, 500.0, 500.0, 1_000.0, 1_000.0)));
+        self.add("bound of 127 alarms", "ms", us(alarm) / 1e3, 1);
+        let trials = self.trials(3, 100);
+        let mut plan = self.plan(127, 1_100);
+        plan.schedule = schedule;
+        let mut took = |seed: u64| {
+            plan.seed = self.seed + 1_100 + seed;
+            let mut left = 127;
+            let all = |event: &MasterEvent| {
+                left -= i32::from(matches!(event, MasterEvent::Joined { .. }));
+                left == 0
+            };
+            until(&mut Net::new(&plan), Instant::ZERO, all) / MS
+        };
+        let joins = (0..trials as u64).map(&mut took).fold(0.0, f64::max);
+        self.add("127 cold joins", "ms", joins, trials);
+        let mut net = self.stride(&plan);
+        let alarms = (0..trials).map(|_| self.alarm_storm(&mut net, 0..127));
+        let alarms = alarms.fold(0.0, f64::max);
+        self.add("127 trips with their reasons", "ms", alarms / MS, trials);
+        net.log_samples = true;
+        net.take_log();
+        net.run_for(schedule.cycle * 12);
+        let of_one = part(schedule.cycle, 0.5);
+        let full = full_state(&net.take_log(), 127, of_one, |_| true);
+        self.add("full state of 127 slaves", "ms", full / MS, 1);
+        net.log_samples = false;
+        let dead = (0..trials).map(|trial| {
+            self.drift(&mut net);
+            let node = net.units[trial].link.node();
+            let at = net.now;
+            net.power_off(trial);
+            let left = |e: &MasterEvent| matches!(e, MasterEvent::Left { node: n, .. } if Some(*n) == node);
+            until(&mut net, at, left)
+        });
+        let dead = dead.fold(0.0, f64::max);
+        self.add("dead slave among 127 found", "ms", dead / MS, trials);
     }
 
     /// Until the master knows every reason when all slaves trip at once.
@@ -397,7 +473,7 @@ impl Bench {
             let wait = net.uniform() * 2e7;
             net.run_for(Duration::from_nanos(wait as u64));
             net.take_log();
-            doubles += shared_seats(&net);
+            doubles += shared_seats(&net, None);
         }
         self.add(
             "seats shared in random joins and removals",
@@ -405,6 +481,32 @@ impl Bench {
             doubles as f64,
             trials,
         );
+        self.goal(Some(0.0));
+    }
+
+    /// The slaves of two racks, each on the seats of its own master and one device of each with the
+    /// same id, are put on one bus with one of the masters: until each but one of those two has a seat,
+    /// and until that pair is named.
+    fn merged(&mut self) {
+        let trials = self.trials(10, 500);
+        let (mut joined, mut named, mut shared): (f64, f64, usize) = (0.0, 0.0, 0);
+        for trial in 0..trials as u64 {
+            let m = merge(
+                self.rack(16, 1_200 + 2 * trial),
+                self.rack(16, 1_201 + 2 * trial),
+            );
+            joined = joined.max(m.joined);
+            named = named.max(m.named);
+            shared += m.shared;
+        }
+        self.add(
+            "two racks of 16 merged, all seated",
+            "ms",
+            joined / MS,
+            trials,
+        );
+        self.add("the same id in both named", "ms", named / MS, trials);
+        self.add("seats shared meanwhile", "", shared as f64, trials);
         self.goal(Some(0.0));
     }
 
@@ -519,6 +621,55 @@ impl Bench {
     }
 }
 
+/// What became of two racks on one bus; nanoseconds since they were put together.
+struct Merged {
+    joined: f64,
+    named: f64,
+    /// Devices with an id of their own that the master took for members on a seat of others.
+    shared: usize,
+}
+
+fn merge(mut net: Net, mut other: Net) -> Merged {
+    let uid = net.units[5].uid;
+    // Two masters were not switched on at the same time.
+    other.master_off();
+    other.power_off(7);
+    other.run_for(Duration::from_millis(150));
+    other.master_on();
+    other.power_on(7, Some(uid));
+    other.run_for(Duration::from_millis(500));
+    let phase = net.uniform() * 4e7;
+    net.run_for(Duration::from_nanos(phase as u64));
+    let first = net.units.len();
+    let all = first + other.units.len() - 1;
+    net.adopt(other);
+    net.take_log();
+    let at = net.now;
+    let mut merged = Merged {
+        joined: f64::INFINITY,
+        named: f64::INFINITY,
+        shared: 0,
+    };
+    let done = |m: &Merged| m.joined.is_finite() && m.named.is_finite();
+    while !done(&merged) && net.now < at + Duration::from_secs(12) {
+        net.run_for(Duration::from_micros(200));
+        merged.shared += shared_seats(&net, Some(uid));
+        for (when, news) in net.take_log() {
+            if let News::Master(MasterEvent::Duplicate { uid: twins, .. }, _) = news {
+                assert_eq!(twins, uid, "no others have one id");
+                merged.named = merged.named.min(when.since(at).as_nanos() as f64);
+            }
+        }
+        let member = |n: NodeId| net.master.member(n).map(|(uid, _)| uid);
+        let right = |u: &&net::Unit| u.link.node().is_some_and(|n| member(n) == Some(u.uid));
+        let seated = net.units.iter().filter(right).count();
+        if seated == all && merged.joined.is_infinite() {
+            merged.joined = net.now.since(at).as_nanos() as f64;
+        }
+    }
+    merged
+}
+
 /// An alarm that says why a slave tripped.
 fn alarm(i: usize) -> Alarm {
     Alarm {
@@ -557,12 +708,13 @@ fn lost(net: &Net, count: usize) -> u64 {
     overwritten + net.master.stats().lost
 }
 
-/// Slaves that believe to sit where another one does, and the master agrees with both.
-fn shared_seats(net: &Net) -> usize {
+/// Slaves that believe to sit where another one does, and the master agrees with both. Of two with one
+/// id it cannot know before they speak.
+fn shared_seats(net: &Net, twins: Option<Uid>) -> usize {
     let seats: Vec<NodeId> = net
         .units
         .iter()
-        .filter(|u| u.alive)
+        .filter(|u| u.alive && Some(u.uid) != twins)
         .filter(|u| {
             let seat = u.link.node().and_then(|n| net.master.member(n));
             seat.is_some_and(|(uid, _)| uid == u.uid)
@@ -648,4 +800,27 @@ fn full_state(
         worst = worst.max(complete.unwrap_or(f64::INFINITY));
     }
     worst
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_racks_on_one_bus_get_one_seat_each_and_the_id_that_both_have_is_named() {
+        for kind in BusKind::ALL {
+            let bench = Bench {
+                kind,
+                full: false,
+                seed: 1,
+                figures: Vec::new(),
+            };
+            for trial in 0..2 {
+                let m = merge(bench.rack(16, 2 * trial), bench.rack(16, 2 * trial + 1));
+                println!("{}: {} {} us", kind.name(), m.joined / US, m.named / US);
+                assert_eq!(m.shared, 0, "{kind:?}");
+                assert!(m.joined < 0.5e9 && m.named < 4e9, "{kind:?}");
+            }
+        }
+    }
 }

@@ -348,6 +348,24 @@ impl Net {
         self.medium.revive(self.now, unit.port);
     }
 
+    /// From now on the slaves of another net, with all that they believe, are on this bus behind the
+    /// others; their master is not.
+    pub fn adopt(&mut self, other: Self) {
+        self.run_until(self.now.max(other.now));
+        let mut other = other;
+        other.run_until(self.now);
+        for mut unit in other.units {
+            unit.port = self.medium.attach();
+            self.medium.kill(self.now, unit.port);
+            if unit.alive {
+                self.medium.revive(self.now, unit.port);
+            }
+            self.due
+                .push(if unit.alive { self.now } else { Instant::MAX });
+            self.units.push(unit);
+        }
+    }
+
     /// Cuts the master's supply.
     pub fn master_off(&mut self) {
         self.master_alive = false;
