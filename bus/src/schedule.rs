@@ -46,6 +46,8 @@ pub struct Schedule {
     pub join_retry: Duration,
     /// First quarantine of a babbler; each further one is twice as long, up to a minute.
     pub quarantine: Duration,
+    /// CAN 2.0: now and then slaves say all their details at once. Equal at the master and all slaves.
+    pub snapshots: bool,
 }
 
 impl Schedule {
@@ -62,6 +64,7 @@ impl Schedule {
         master_silence: Duration::ZERO,
         join_retry: Duration::ZERO,
         quarantine: Duration::ZERO,
+        snapshots: false,
     };
 
     /// The defaults of each bus.
@@ -97,6 +100,16 @@ impl Schedule {
                 10_000
             }),
             quarantine: Duration::from_millis(100),
+            snapshots: false,
+        }
+    }
+
+    /// The same bus with [`Self::snapshots`]: all values of one instant, for which those of a snapshot are up to a cycle old
+    /// when they come, instead of less than 10 ms on `can-1m`.
+    pub fn with_snapshots(self) -> Self {
+        Self {
+            snapshots: true,
+            ..self
         }
     }
 
@@ -151,9 +164,11 @@ impl Schedule {
     }
 
     /// Whether slaves say all their details in the cycle of this number, all measured at its SYNC
-    /// (CAN 2.0; elsewhere they always do, in one frame).
+    /// (CAN 2.0 with [`Self::snapshots`]; on other buses they always do, in one frame).
     pub const fn is_snapshot(&self, cycle: u8) -> bool {
-        matches!(self.kind, BusKind::Can500k | BusKind::Can1M) && cycle.is_multiple_of(SNAPSHOT)
+        self.snapshots
+            && matches!(self.kind, BusKind::Can500k | BusKind::Can1M)
+            && cycle.is_multiple_of(SNAPSHOT)
     }
 
     /// From one of those cycles to the next.
@@ -173,15 +188,16 @@ impl Schedule {
         self.after_snapshot(cycle) || self.is_snapshot(cycle.wrapping_add(1))
     }
 
-    /// Those of its `count` details that a slave says in the cycle of this number. One in turn, after a
-    /// snapshot and a pause for its end, until the cycle before the next one; a round that would not be
-    /// complete by then is left out.
+    /// Those of its `count` details that a slave says in the cycle of this number: one in turn. With snapshots
+    /// after one of those and a pause for its end, until the cycle before the next one; a round that would not
+    /// be complete by then is left out.
     pub(crate) fn details_in(&self, cycle: u8, count: u8) -> Range<u8> {
         let place = cycle % SNAPSHOT;
         let turn = place.saturating_sub(2);
         let rounds = (SNAPSHOT - 3).checked_div(count).unwrap_or(0);
         match place {
-            _ if self.fd() || !self.can() => 0..0,
+            _ if self.fd() || !self.can() || count == 0 => 0..0,
+            _ if !self.snapshots => cycle % count..cycle % count + 1,
             0 => 0..count,
             1 => 0..0,
             _ if turn >= rounds * count => 0..0,
@@ -281,7 +297,7 @@ mod tests {
 
     #[test]
     fn from_one_snapshot_to_the_next_every_detail_comes_equally_often_in_whole_rounds() {
-        let schedule = Schedule::for_bus(BusKind::Can1M);
+        let schedule = Schedule::for_bus(BusKind::Can1M).with_snapshots();
         for count in 1..=6 {
             let mut said = std::vec![];
             for cycle in 0..=255u8 {
@@ -302,7 +318,11 @@ mod tests {
             assert!(rounds.len() >= 2 * (1 + 120 / usize::from(count)));
         }
         assert!(schedule.details_in(7, 0).is_empty() && schedule.details_in(0, 0).is_empty());
-        let fd = Schedule::for_bus(BusKind::CanFd);
+        let plain = Schedule::for_bus(BusKind::Can1M);
+        assert!((0..=255).all(|cycle| !plain.is_snapshot(cycle)));
+        assert_eq!(plain.details_in(0, 4), 0..1);
+        assert_eq!(plain.details_in(255, 4), 3..4);
+        let fd = Schedule::for_bus(BusKind::CanFd).with_snapshots();
         assert!(!fd.is_snapshot(0) && fd.details_in(0, 4).is_empty());
     }
 

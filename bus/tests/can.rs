@@ -63,32 +63,24 @@ fn every_value_reaches_the_master_in_time_and_none_is_lost() {
     for kind in CAN {
         let mut w = rack(kind);
         let (from, frames, busy) = (w.now, w.frames, w.busy);
-        w.run_for(Duration::from_secs(6));
+        w.run_for(Duration::from_secs(2));
         let span = w.now.since(from);
         assert_eq!(lost(&w), 0, "{kind:?}");
         assert_eq!(w.master.stats().lost, 0);
         assert_eq!(w.count(|e| matches!(e, MasterEvent::Rejected { .. })), 0);
-        let details = 5..=10;
-        let (details, others): (Vec<_>, Vec<_>) =
-            (w.worst_age.iter().enumerate()).partition(|(class, _)| details.contains(class));
-        let oldest = |of: Vec<(usize, &Duration)>| of.iter().map(|(_, age)| **age).max();
-        let (worst, detail) = (oldest(others), oldest(details));
+        let worst = w.worst_age.iter().max().unwrap();
         println!(
-            "{kind:?}: {} frames in 6 s, load {:.1} %, oldest value {:?} µs, of a snapshot {:?} µs",
+            "{kind:?}: {} frames in 2 s, load {:.1} %, oldest value {} µs",
             w.frames - frames,
             100.0 * (w.busy - busy).as_secs_f32() / span.as_secs_f32(),
-            worst.map(Duration::as_micros),
-            detail.map(Duration::as_micros)
+            worst.as_micros()
         );
         // Every frame as long as stuffing can make it.
         let cycle = w.master.schedule().cycle;
         assert!(
-            worst < Some(Duration::from_nanos(cycle.as_nanos() / 2).max(Duration::from_millis(10)))
+            *worst < Duration::from_nanos(cycle.as_nanos() / 2).max(Duration::from_millis(10)),
+            "{kind:?}"
         );
-        if kind != BusKind::CanFd {
-            let limit = Duration::from_nanos(cycle.as_nanos() * 132 / 100);
-            assert!(detail > Some(cycle) && detail < Some(limit), "{kind:?}");
-        }
         // Every cell and range of every slave was told, and told right.
         let mut cells = [[false; 16]; 32];
         let mut ranges = [false; 32];

@@ -24,7 +24,7 @@ struct Pair {
 impl Pair {
     /// Joined, at the start of the cycle of this number.
     fn new(cycle: u8) -> Self {
-        let schedule = Schedule::for_bus(BusKind::Can1M);
+        let schedule = Schedule::for_bus(BusKind::Can1M).with_snapshots();
         let mut pair = Self {
             now: Instant::from_millis(1),
             master: MasterLink::new(schedule),

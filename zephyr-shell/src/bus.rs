@@ -19,6 +19,10 @@ pub fn schedule() -> Schedule {
     let seats = CONFIG_HELIO_BUS_SEATS as u8;
     let guard = Duration::from_micros(CONFIG_HELIO_BUS_GUARD_US as u64);
     let usual = Schedule::for_bus(KIND).with_guard(seats, guard);
+    let usual = Schedule {
+        snapshots: cfg!(CONFIG_HELIO_BUS_SNAPSHOTS),
+        ..usual
+    };
     match Duration::from_micros(CONFIG_HELIO_BUS_CYCLE_US as u64) {
         // On RS485 guard and seats make the cycle.
         cycle if cycle > Duration::ZERO && cfg!(not(CONFIG_HELIO_BUS_RS485)) => {

@@ -871,11 +871,11 @@ impl<'a> CanModel<'a> {
             add(Kind::Summary, n, summaries, Some(beat));
             let details = self.at_sync(drift, key::DETAIL);
             add(Kind::Detail, census.detailed, details, Some(beat));
-            let all = self.snapshot(drift, false, key::DETAIL);
-            let end = self.snapshot_end(drift);
-            add(Kind::Snapshot, census.details, all, Some(end));
             let mut ranges = self.ranges(drift, key::RANGES);
-            if census.details > 0 {
+            if self.schedule.snapshots && census.details > 0 {
+                let all = self.snapshot(drift, false, key::DETAIL);
+                let end = self.snapshot_end(drift);
+                add(Kind::Snapshot, census.details, all, Some(end));
                 let after = self.snapshot(drift, true, key::RANGES).map(|out| {
                     let since = (cycle + phase).as_nanos();
                     Duration::from_nanos(out.as_nanos().saturating_sub(since))

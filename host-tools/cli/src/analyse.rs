@@ -9,7 +9,7 @@ use helio_bus::analysis::{Analysis, Assumptions, Bound, Overfull, fits, most_sla
 use helio_bus::{BusKind, Capabilities, Schedule};
 use helio_sim::bounds::{self, Row};
 use helio_sim::scenario::Scenario;
-use helio_sim::schedule;
+use helio_sim::{schedule, schedule_of};
 use helio_units::Duration;
 use serde_json::{Value, json};
 
@@ -69,7 +69,7 @@ pub fn run(command: Command) -> Result<()> {
         let kinds = slaves.clone();
         slaves = kinds.into_iter().cycle().take(n.into()).collect();
     }
-    let schedule = schedule(kind, slaves.len(), scenario.cycle());
+    let schedule = schedule_of(&scenario, slaves.len());
     let verdict = fits(&schedule, slaves.iter().copied());
     let most = most_slaves(&schedule, &slaves);
     let columns = columns(&schedule, &slaves, Duration::from_micros(args.refill_us));

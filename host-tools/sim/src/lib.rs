@@ -75,8 +75,7 @@ impl World {
             aged.aged(&cell.params)
         });
         let masters = *scenario.masters.get_ref();
-        let kind = scenario.bus_kind();
-        let schedule = schedule(kind, slaves, scenario.cycle());
+        let schedule = schedule_of(&scenario, slaves);
         let racks = (1..=masters).map(|number| {
             let seed = scenario
                 .seed
@@ -189,6 +188,16 @@ pub fn schedule(kind: BusKind, slaves: usize, cycle: Option<Duration>) -> Schedu
         ..usual
     };
     cycle.map_or(schedule, |cycle| schedule.with_cycle(cycle))
+}
+
+/// The timing of a scenario's buses with so many slaves.
+pub fn schedule_of(scenario: &Scenario, slaves: usize) -> Schedule {
+    let schedule = schedule(scenario.bus_kind(), slaves, scenario.cycle());
+    if scenario.snapshots {
+        schedule.with_snapshots()
+    } else {
+        schedule
+    }
 }
 
 /// What the slaves of each rack of a scenario can do, in order.

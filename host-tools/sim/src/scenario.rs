@@ -30,6 +30,9 @@ pub struct Scenario {
     pub bus: Spanned<String>,
     /// From SYNC to SYNC; what the bus has for its usual number of slaves when absent.
     pub cycle_ms: Option<Spanned<f64>>,
+    /// CAN 2.0: now and then slaves say all their cells at once, all measured at one SYNC.
+    #[serde(default)]
+    pub snapshots: bool,
     /// Racks, each with its own master and bus.
     #[serde(default = "one_spanned")]
     pub masters: Spanned<u32>,

@@ -356,35 +356,49 @@ impl Bench {
     fn full_state(&mut self) {
         let goal = self.of(None, Some(26.0), Some(5.0), None, Some(5.0));
         let trials = self.trials(10, 200);
-        let mut net = self.rack(32, 300);
-        net.log_samples = true;
-        let schedule = *net.master.schedule();
-        // On CAN 2.0 everything is said at once now and then, and one after the other between.
+        // On CAN 2.0 everything is said at once in a snapshot, else one after the other.
         let in_turn = self.of(true, true, false, false, false);
-        let cycles = if in_turn {
-            u64::from(schedule.snapshot_cycles()) + 8
-        } else {
-            12
-        };
-        let (mut together, mut renewed): (f64, f64) = (0.0, 0.0);
-        for _ in 0..trials {
-            net.take_log();
-            net.run_for(schedule.cycle * cycles);
-            let log = net.take_log();
-            let at_once = |cycle| !in_turn || schedule.is_snapshot(cycle);
-            let of_one = part(schedule.cycle, 0.5);
-            together = together.max(full_state(&log, 32, of_one, at_once) / MS);
-            let any_later = schedule.cycle * cycles;
-            renewed = renewed.max(full_state(&log, 32, any_later, |_| true) / MS);
+        let mut plan = self.plan(32, 300);
+        if in_turn {
+            let renewed = self.worst_state(&plan, trials, 12, 1.0, |_| true);
+            self.add("every value renewed, in turn", "ms", renewed, trials);
+            plan.schedule = plan.schedule.with_snapshots();
+        }
+        let schedule = plan.schedule;
+        let every = u64::from(schedule.snapshot_cycles());
+        let cycles = if in_turn { every + 8 } else { 12 };
+        let at_once = |cycle| !in_turn || schedule.is_snapshot(cycle);
+        let of_one = 0.5 / cycles as f64;
+        let together = self.worst_state(&plan, trials, cycles, of_one, at_once);
+        if in_turn {
+            let period = every as f64 * schedule.cycle.as_nanos() as f64 / MS;
+            self.add("with snapshots: from one to the next", "ms", period, 1);
         }
         self.add("full state of 32 slaves", "ms", together, trials);
         self.goal(goal);
-        if in_turn {
-            let cycles = f64::from(schedule.snapshot_cycles());
-            let period = cycles * schedule.cycle.as_nanos() as f64 / MS;
-            self.add("full state: from one to the next", "ms", period, 1);
-            self.add("every value renewed, in turn", "ms", renewed, trials);
+    }
+
+    /// Worst milliseconds of so many stretches of so many cycles from one of these SYNCs until all states are in that were measured
+    /// within this share of the stretch after it.
+    fn worst_state(
+        &self,
+        plan: &NetPlan,
+        trials: usize,
+        cycles: u64,
+        within: f64,
+        syncs: impl Fn(u8) -> bool,
+    ) -> f64 {
+        let mut net = self.stride(plan);
+        net.log_samples = true;
+        let stretch = plan.schedule.cycle * cycles;
+        let mut worst = 0.0f64;
+        for _ in 0..trials {
+            net.take_log();
+            net.run_for(stretch);
+            let found = full_state(&net.take_log(), 32, part(stretch, within), &syncs);
+            worst = worst.max(found / MS);
         }
+        worst
     }
 
     fn skew(&mut self) {
