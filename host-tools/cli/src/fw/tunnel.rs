@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// What the client waits for the master longer than the master waits for the slave.
 const MARGIN: Duration = Duration::from_secs(1);
+/// A slave that has lost its seat has joined anew after so long.
+const REJOINED: Duration = Duration::from_secs(2);
 
 /// A slave's end of the tunnel.
 pub struct Tunnel {
@@ -20,6 +22,8 @@ pub struct Tunnel {
     node: u8,
     timeout: Duration,
     seq: u8,
+    /// It has answered before.
+    there: bool,
     buffer: Box<[u8; SMP_TRANSFER_BUFFER_SIZE]>,
 }
 
@@ -79,6 +83,7 @@ impl Tunnel {
             node,
             timeout,
             seq: 0,
+            there: false,
             buffer: Box::new([0; SMP_TRANSFER_BUFFER_SIZE]),
         })
     }
@@ -124,6 +129,7 @@ impl Transport for Tunnel {
                 .get_mut(..datagram.len())
                 .ok_or(ReceiveError::FrameTooBig)?;
             place.copy_from_slice(&datagram);
+            self.there = true;
             return Ok(place);
         }
         let code = answer.err.map(|e| e.rc);
@@ -134,7 +140,13 @@ impl Transport for Tunnel {
                 std::thread::sleep(self.timeout / 4);
                 Err(refused(TunnelError::Refused(Fault::Busy)))
             }
-            Some(fault) => Err(refused(TunnelError::Refused(fault))),
+            Some(fault) => {
+                if fault == Fault::NoSuchNode && self.there {
+                    // It may be joining anew: the client asks again.
+                    std::thread::sleep(REJOINED);
+                }
+                Err(refused(TunnelError::Refused(fault)))
+            }
             None => Err(refused(TunnelError::Rc(
                 code.or(answer.rc).unwrap_or_default(),
             ))),
