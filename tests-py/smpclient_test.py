@@ -49,7 +49,7 @@ NodeState = Literal[
 PackState = Literal["empty", "ready", "degraded", "tripped", "asleep"]
 Severity = Literal["none", "warn", "derate", "trip"]
 What = Literal[
-    "joined", "left", "replaced", "duplicate", "quarantined", "isolated", "released",
+    "joined", "left", "replaced", "duplicate", "refused", "quarantined", "isolated", "released",
     "trip", "alarm", "command", "map", "asleep", "awake",
     "precharging", "contactors-closed", "contactors-opened", "contactors-dropped",
     "contactors-retry", "contactors-failed",
@@ -200,6 +200,7 @@ class StatusRead(_Errors, smpmsg.ReadRequest):
         load_ppm: Ppm
         latency_max_us: Uint | None
         pack: Pack
+        refused: tuple[Uid, str, Uint | None, Uint] | None
         total: Uint
         off: Uint
         nodes: list[list]
