@@ -148,8 +148,8 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     left: heapless::Deque<NodeId, TUNNELS>,
     /// When to store what is known of the cells.
     keep: Keep,
-    /// The device that was refused last and has no seat yet.
-    refused: Option<(Uid, Overfull)>,
+    /// The device that was refused last and has no seat yet; at most one, as of the contactors.
+    refused: heapless::Vec<(Uid, Overfull), 1>,
 }
 
 /// Classes of cyclic messages that carry measurements; places in [`Counters::accepted`].
@@ -284,7 +284,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             tunnel: SlaveTunnel::new(),
             left: heapless::Deque::new(),
             keep: Keep::new(),
-            refused: None,
+            refused: heapless::Vec::new(),
         }
     }
 
@@ -611,7 +611,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     capabilities,
                     replaces,
                 } => {
-                    self.refused = self.refused.filter(|(refused, _)| *refused != uid);
+                    self.refused.retain(|(refused, _)| *refused != uid);
                     // Who comes back from a rest never was away.
                     let back = self.returning.is_some()
                         && self.seat(node).is_some_and(|s| s.uid == Some(uid));
@@ -707,7 +707,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     self.log.push(now, Record::Event(event));
                 }
                 MasterEvent::Refused { uid, breaks, .. } => {
-                    self.refused = Some((uid, breaks));
+                    self.refused.clear();
+                    self.refused.extend([(uid, breaks)]);
                     let event = Event {
                         what: What::Refused(breaks),
                         node: None,
@@ -1303,7 +1304,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             seq_next: self.log.next(),
             bus: self.link.schedule().kind.name(),
             pack: &figures,
-            refused: self.refused,
+            refused: self.refused.first().copied(),
         };
         let expected = usize::from(self.strings.topology().expected);
         let seats = (1..=127).filter_map(NodeId::new).zip(&self.seats);

@@ -280,21 +280,23 @@ pub fn fits(
 
 /// What a master asks before it takes one slave more. What does not depend on who is there is
 /// computed at the start.
-#[derive(Clone, Copy, Debug)]
-pub struct Admission(Option<Lengths>);
+// At most one: an `Option` may say `None` by something else than zeros, and a master at rest is all zeros.
+#[derive(Clone, Debug)]
+pub struct Admission(heapless::Vec<Lengths, 1>);
 
 impl Admission {
     /// Of no bus.
-    pub(crate) const NONE: Self = Self(None);
+    pub(crate) const NONE: Self = Self(heapless::Vec::new());
 
     /// For one bus; takes as long as some thirty verdicts.
     pub fn new(schedule: &Schedule) -> Self {
-        Self(schedule.can().then(|| Lengths::of(schedule.kind)))
+        let lengths = schedule.can().then(|| Lengths::of(schedule.kind));
+        Self(lengths.into_iter().collect())
     }
 
     /// Whether these slaves fit the bus, on whatever seats; else the message that breaks the schedule.
     pub fn judge(&self, schedule: &Schedule, census: Census) -> Result<(), Overfull> {
-        let Some(lengths) = &self.0 else {
+        let Some(lengths) = self.0.first() else {
             return serial::judge(schedule, census);
         };
         let analyse = |assumed: Assumptions| {
