@@ -48,5 +48,6 @@ def test_the_gate_opens_within_48000_instructions_of_the_sample(run):
     print(said[-3_000:])
     worst = re.search(r"latency: worst (\d+) instructions \(.*, (\d+) ways to trip\)", said)
     assert worst, said[-4_000:]
-    assert int(worst[1]) <= 48_000
+    # None at all would be a clock that stands still.
+    assert 1_000 < int(worst[1]) <= 48_000
     assert int(worst[2]) >= 40, "most faults did not trip"
