@@ -69,7 +69,7 @@ const ERROR_SOC: f32 = 0.3;
 /// ... or this long [s].
 const ERROR_S: f32 = 20_000.0;
 /// Sigma of the open-circuit curve along its axis, as state of charge: capacity, age, ends of the slow test.
-const CURVE: f32 = 0.008;
+pub const CURVE: f32 = 0.008;
 /// Share of the hysteresis that the open-loop hysteresis state may get wrong (1 sigma).
 const HYSTERESIS: f32 = 0.3;
 /// Innovations are averaged over this time to notice that the filter is lost [s].

@@ -10,11 +10,10 @@
 //!
 //! Little endian. What belongs to a device goes with it, whatever seat it gets.
 
-use crc::{CRC_32_ISCSI, Crc};
+use crate::map::CRC32C;
 use helio_battery::{Estimate, Learnt, Modes};
 use helio_units::{Duration, Instant, Uid};
 
-const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 const MARK: [u8; 3] = *b"HK\x01";
 const HEAD: usize = 4;
 const SEAT: usize = 58;

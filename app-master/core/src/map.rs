@@ -18,7 +18,8 @@ use helio_units::{Millimetres, NodeId};
 /// Most anchors of one master.
 pub const MAX_MAP: usize = 128;
 
-const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+/// Of what is to be checked whole: maps, and what is kept over a reset.
+pub(crate) const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// One anchor: which slave runs it and where it hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use crate::recording::Recording;
 
 /// Pairs of resistance and capacitance.
 pub const PAIRS: usize = 3;
-/// A curve is only known so well along its axis, as state of charge (1 sigma); the filter reckons with that by itself.
-const ALONG: f64 = 0.008;
+/// What the filter reckons with by itself is no part of the model's sigma.
+const ALONG: f64 = helio_battery::soc::CURVE as f64;
 /// A cell's temperature does not jump by so much from row to row unless it was moved [K].
 const CHAMBER_K: f64 = 4.0;
 /// Most that a circuit moves the curve by [V].
@@ -123,7 +123,7 @@ pub struct Circuit {
     pub jump: f64,
     /// What the dynamic recordings show beyond the slow curve.
     pub shift: Vec<f64>,
-    /// RMS of what is left over, by state of charge.
+    /// RMS of what is left over beyond [`helio_battery::soc::CURVE`], by state of charge.
     pub sigma: Vec<f64>,
     /// Relative sigma of the resistances.
     pub doubt: f64,

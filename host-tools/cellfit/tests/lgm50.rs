@@ -14,16 +14,19 @@ fn load(name: &str) -> Recording {
     Recording::load(&source, &Columns::default(), Sign::Auto, None).expect("a trace")
 }
 
-#[test]
-fn a_cell_fitted_on_one_drive_is_followed_through_another() {
-    let about = About {
+fn about() -> About {
+    About {
         name: "LG M50".into(),
         chemistry: None,
         start_soc: None,
         bpx: None,
-    };
+    }
+}
+
+#[test]
+fn a_cell_fitted_on_one_drive_is_followed_through_another() {
     let slow = join(vec![load("lgm50_ocv_25c.csv")]);
-    let fitted = fit(&about, &slow, &[load("lgm50_udds_25c.csv")], |_| ()).expect("a fit");
+    let fitted = fit(&about(), &slow, &[load("lgm50_udds_25c.csv")], |_| ()).expect("a fit");
     assert_eq!(fitted.chemistry, "nmc");
     assert!((fitted.capacity_ah - 4.967).abs() < 0.02);
     let params = fitted.params().expect("valid parameters");
@@ -51,14 +54,8 @@ fn a_cell_fitted_on_one_drive_is_followed_through_another() {
 
 #[test]
 fn a_start_thirty_points_wrong_is_mended_in_three_minutes() {
-    let about = About {
-        name: "LG M50".into(),
-        chemistry: None,
-        start_soc: None,
-        bpx: None,
-    };
     let slow = join(vec![load("lgm50_ocv_25c.csv")]);
-    let fitted = fit(&about, &slow, &[load("lgm50_udds_25c.csv")], |_| ()).expect("a fit");
+    let fitted = fit(&about(), &slow, &[load("lgm50_udds_25c.csv")], |_| ()).expect("a fit");
     let params = fitted.params().expect("valid parameters");
     let drive = load("lgm50_us06_25c.csv");
     let (soc, _) = truth(&drive, TruthUnit::Soc, None, &params).expect("a truth");
@@ -76,23 +73,17 @@ fn a_start_thirty_points_wrong_is_mended_in_three_minutes() {
 
 #[test]
 fn recordings_that_do_not_agree_with_each_other_make_the_resistances_doubtful() {
-    let about = About {
-        name: "LG M50".into(),
-        chemistry: None,
-        start_soc: None,
-        bpx: None,
-    };
     let slow = join(vec![load("lgm50_ocv_25c.csv")]);
     let udds = load("lgm50_udds_25c.csv");
     let doubt = |second: Recording| {
-        let fitted = fit(&about, &slow, &[udds.clone(), second], |_| ()).expect("a fit");
+        let fitted = fit(&about(), &slow, &[udds.clone(), second], |_| ()).expect("a fit");
         let params = fitted.params().expect("valid parameters");
         params.point(0.5, 25.0).doubt
     };
     let same = doubt(load("lgm50_us06_25c.csv"));
     // The same drive on a cell of half as much again.
     let mut other = load("lgm50_us06_25c.csv");
-    let p = fit(&about, &slow, std::slice::from_ref(&udds), |_| ()).expect("a fit");
+    let p = fit(&about(), &slow, std::slice::from_ref(&udds), |_| ()).expect("a fit");
     let p = p.params().expect("valid parameters");
     let soc = other.soc.clone().expect("a truth");
     for (v, z) in other.v.iter_mut().zip(soc) {
