@@ -81,14 +81,19 @@ def drive(cycle_a, factor, stop_soc, ambient_c, kind):
     """Repeats a cycle of 1 Hz until the cell is at `stop_soc` or at its voltage limit."""
     values, capacity_ah = cell(ambient_c)
     cycle_a = np.maximum(cycle_a * factor, -REGEN_A[ambient_c])
-    repeats = np.ceil((START_SOC - stop_soc) * capacity_ah * 3600 / cycle_a.sum())
+    return follow(values, model(kind), cycle_a, START_SOC, stop_soc, capacity_ah)
+
+
+def follow(values, cell_model, cycle_a, start_soc, stop_soc, capacity_ah):
+    """Repeats a current of 1 Hz from one state of charge to another, or until the voltage limit."""
+    repeats = np.ceil((start_soc - stop_soc) * capacity_ah * 3600 / cycle_a.sum())
     current = np.tile(cycle_a, int(repeats))
     t = np.arange(len(current), dtype=float)
     values["Current function [A]"] = pybamm.Interpolant(t, current, pybamm.t)
     solver = pybamm.IDAKLUSolver(rtol=1e-6, atol=1e-6)
-    simulation = pybamm.Simulation(model(kind), parameter_values=values, solver=solver)
-    solution = simulation.solve(t_eval=[0, t[-1]], t_interp=t, initial_soc=START_SOC)
-    rows = table(solution, t[t <= solution.t[-1]], START_SOC, capacity_ah)
+    simulation = pybamm.Simulation(cell_model, parameter_values=values, solver=solver)
+    solution = simulation.solve(t_eval=[0, t[-1]], t_interp=t, initial_soc=start_soc)
+    rows = table(solution, t[t <= solution.t[-1]], start_soc, capacity_ah)
     return rows[rows[:, 4] >= stop_soc]
 
 
@@ -98,22 +103,13 @@ def bpx_drive(cycle_a, path):
     x0, x100, _, _ = pybamm.lithium_ion.get_min_max_stoichiometries(values)
     capacity_ah = (x100 - x0) * values.evaluate(pybamm.LithiumIonParameters().n.Q_init)
     cycle_a = np.maximum(cycle_a * FIT[1] * capacity_ah / 4.967, -2.0 * capacity_ah)
-    repeats = np.ceil(0.85 * capacity_ah * 3600 / cycle_a.sum())
-    current = np.tile(cycle_a, int(repeats))
-    t = np.arange(len(current), dtype=float)
     values.update({
-        "Current function [A]": pybamm.Interpolant(t, current, pybamm.t),
         # A drive may leave the window for a moment.
         "Upper voltage cut-off [V]": values["Upper voltage cut-off [V]"] + 0.3,
         "Lower voltage cut-off [V]": values["Lower voltage cut-off [V]"] - 0.2,
     })
-    solver = pybamm.IDAKLUSolver(rtol=1e-6, atol=1e-6)
-    simulation = pybamm.Simulation(
-        pybamm.lithium_ion.DFN({"thermal": "isothermal"}), parameter_values=values, solver=solver
-    )
-    solution = simulation.solve(t_eval=[0, t[-1]], t_interp=t, initial_soc=BPX_START_SOC)
-    rows = table(solution, t[t <= solution.t[-1]], BPX_START_SOC, capacity_ah)
-    return rows[rows[:, 4] >= BPX_STOP_SOC]
+    full = pybamm.lithium_ion.DFN({"thermal": "isothermal"})
+    return follow(values, full, cycle_a, BPX_START_SOC, BPX_STOP_SOC, capacity_ah)
 
 
 def open_circuit(ambient_c):
