@@ -1164,4 +1164,59 @@ mod tests {
         seat.join(Uid::new(8).expect("valid"), capabilities);
         assert!(seat.soc(0).is_none());
     }
+
+    /// Three deep discharges and back, with rests, of four cells that have 4.5 of their 5 Ah left.
+    fn aged() -> Seat {
+        let old = NMC_5000MAH.with_capacity_mah(4_500.0);
+        let mut cell = helio_battery::CellModel::new(0.95);
+        let mut seat = seat(cell.step(&old, Duration::from_secs(1), 0.0, 25.0) as u16);
+        seat.balance_mask = 0b10;
+        seat.summary.balancing = true;
+        let mut now = NOW;
+        for (ma, seconds) in [(0, 1_000), (2_250, 6_000), (0, 2_000), (-2_250, 6_000)].repeat(3) {
+            seat.summary.current = Some(Milliamps(ma));
+            for _ in 0..seconds {
+                now += Duration::from_secs(1);
+                let mv = cell.step(&old, Duration::from_secs(1), ma as f32, 25.0);
+                seat.handle_cells(now, NEW, 0, &[Some(Millivolts(mv as u16)); 4]);
+            }
+        }
+        seat
+    }
+
+    #[test]
+    fn rests_tell_the_health_of_the_cells_and_a_reset_does_not_forget_it() {
+        let mut new = seat(3_900);
+        assert_eq!((new.health(), new.modes()), (None, None));
+        let aged = aged();
+        let health = aged.health().expect("rests have told something");
+        let off = (health.capacity.mean - 0.9).abs();
+        assert!(off < 3.0 * health.capacity.sigma.max(0.01), "{health:?}");
+        assert!(health.capacity.sigma < 0.05, "{health:?}");
+        assert!(health.least <= health.capacity.mean + 1e-3, "{health:?}");
+        let modes = aged.modes().expect("as the health");
+        assert!(modes.lithium_lost > 0.0, "{modes:?}");
+        assert_eq!(Seat::default().kept(), None);
+        let kept = aged.kept().expect("it is known");
+        assert!((kept.soc.mean - 0.95).abs() < 0.05, "{kept:?}");
+
+        let mut back = Seat::default();
+        back.recall(&kept, &NMC_5000MAH);
+        back.join(kept.uid, aged.capabilities);
+        assert_eq!(back.health().map(|h| h.capacity), Some(health.capacity));
+        assert_eq!(back.modes(), Some(modes));
+        let mv = NMC_5000MAH.ocv_mv(kept.soc.mean, 25.0);
+        back.handle_cells(NOW, NEW, 0, &[Some(Millivolts(mv as u16)); 4]);
+        let (soc, _) = back.soc(0).expect("it is remembered");
+        assert!((soc - kept.soc.mean).abs() < 0.05, "{soc}");
+        let unknown = new.kept().expect("its voltage told its charge");
+        new.recall(&unknown, &NMC_5000MAH);
+        assert_eq!(new.health(), None, "no rest had told anything");
+
+        let s = strings();
+        let figures = s.figures(&[aged, back, new]);
+        let ppm = (health.capacity.mean * 1e6) as u32;
+        assert!(figures.soh_ppm.is_some_and(|all| all.abs_diff(ppm) < 1_000));
+        assert!(figures.soh_min_ppm <= figures.soh_ppm);
+    }
 }
