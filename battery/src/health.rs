@@ -65,6 +65,16 @@ const CURVE_MV: f32 = 3.0;
 const CURVE: f32 = 0.003;
 /// Errors stay the same from rest to rest: one tells as much as so many of them.
 const REPEATED: f32 = 6.0;
+/// What can be at all. A cell has no more lithium than new, but for the curve's errors.
+const LIMITS: [(usize, f32, f32); 5] = [
+    (L, -0.002, 0.6),
+    (AN, 0.4, 1.1),
+    (AP, 0.4, 1.1),
+    (C, -0.1, 1.2),
+    (H, 0.0, 1.5),
+];
+/// Steps to the place that a rest tells.
+const STEPS: usize = 4;
 /// Share of the hysteresis that its open-loop state gets wrong (1 sigma).
 const HYSTERESIS: f32 = 0.2;
 /// Share of the file's hysteresis that is expected at rest, give or take as much.
@@ -343,24 +353,12 @@ impl HealthFilter {
 
     /// Capacity as a share of the new cell's.
     pub fn capacity(&self, params: &CellParams) -> Estimate {
-        let Gaussian { x, p } = &self.belief;
         let mean = self.modes().capacity(params);
-        let mut slope = [0.0; N];
-        for k in [L, AN, AP] {
-            const STEP: f32 = 0.01;
-            let side = |step: f32| {
-                let mut x = *x;
-                if let Some(x) = x.get_mut(k) {
-                    *x += step;
-                }
-                modes(&x).capacity(params)
-            };
-            slope[k] = (side(STEP) - side(-STEP)) / (2.0 * STEP);
-        }
+        let slope = self.slopes(|modes| modes.capacity(params));
         // A wrong negative electrode misleads the more, the further the curves have slid.
         let slid = params.negative_doubt() * (1.0 - mean);
         let mut variance = square(SCALE * mean) + square(slid);
-        for (a, row) in slope.iter().zip(p) {
+        for (a, row) in slope.iter().zip(&self.belief.p) {
             for (b, p) in slope.iter().zip(row) {
                 variance += a * b * p;
             }
@@ -494,29 +492,93 @@ impl HealthFilter {
         let throughput = self.throughput;
         self.predict();
         self.learn_resistance(rest.resistance, throughput);
-        let now = self.modes();
         if !self.placed {
-            let (empty, full) = now.ends(params);
-            self.belief.x[C] = empty + rest.soc * (full - empty);
-            self.belief.p[C] = [0.0; N];
-            self.belief.p.iter_mut().for_each(|row| row[C] = 0.0);
-            self.belief.p[C][C] = square(rest.sigma.max(0.01));
-            self.placed = true;
+            self.place(params, rest.soc, rest.sigma.max(0.01));
         }
-        let Gaussian { x, p } = &self.belief;
-        let c = x[C];
+        let before = self.belief.x;
+        // Gauss and Newton's steps to the best place: the curve bends between where a cell of unknown age was expected and where it is.
+        let mut x = before;
+        for step in 1..=STEPS {
+            let (h, slope, mv) = self.sensitivity(params, &x, &rest);
+            let mut r = REPEATED * (rest.variance + square(CURVE_MV) + square(CURVE * slope));
+            let (g, variance) = self.belief.project(&h);
+            let back: f32 = (0..N).map(|k| h[k] * (before[k] - x[k])).sum();
+            let innovation = rest.mv - mv - back;
+            let s = variance + r;
+            let ratio = innovation * innovation / s;
+            if ratio > 9.0 {
+                r += s * (math::sqrt(ratio / 9.0) - 1.0);
+            }
+            if step == STEPS {
+                self.belief.update_projected(&g, variance, innovation, r);
+                break;
+            } else {
+                (0..N).for_each(|k| x[k] = before[k] + g[k] * innovation / (variance + r));
+            }
+            LIMITS
+                .iter()
+                .for_each(|&(k, low, high)| x[k] = x[k].clamp(low, high));
+        }
+        self.limit();
+        self.rests = self.rests.saturating_add(1);
+        true
+    }
+
+    /// What no cell can be is taken to its limit, and what hangs together with it, too (D. Simon, T. L. Chia, *IEEE Trans. Aerosp.
+    /// Electron. Syst.* 38 (2002) 128).
+    fn limit(&mut self) {
+        let Gaussian { x, p } = &mut self.belief;
+        for (k, low, high) in LIMITS {
+            let over = x[k].clamp(low, high) - x[k];
+            if over != 0.0 && p[k][k] > 0.0 {
+                (0..N).for_each(|j| x[j] += p[j][k] / p[k][k] * over);
+            }
+        }
+        // Each takes the others along, by so little that they stay what a cell can be.
+        LIMITS
+            .iter()
+            .for_each(|&(k, low, high)| x[k] = x[k].clamp(low, high));
+    }
+
+    /// Where the cell stands, by its state of charge: between two ends that are as uncertain as the electrodes are.
+    fn place(&mut self, params: &CellParams, soc: f32, sigma: f32) {
+        let at = |modes: Modes| {
+            let (empty, full) = modes.ends(params);
+            empty + soc * (full - empty)
+        };
+        let slope = self.slopes(at);
+        let Gaussian { x, p } = &mut self.belief;
+        x[C] = at(modes(x));
+        let across: [f32; N] =
+            core::array::from_fn(|k| [L, AN, AP].iter().map(|&m| slope[m] * p[m][k]).sum());
+        let ends: f32 = [L, AN, AP].iter().map(|&m| slope[m] * across[m]).sum();
+        p[C] = across;
+        p[C][C] = square(sigma) + ends;
+        (0..N).for_each(|k| p[k][C] = p[C][k]);
+        self.placed = true;
+    }
+
+    /// By how much the voltage at rest changes with each state at `x`, its slope over the charge, and the voltage [mV].
+    fn sensitivity(
+        &self,
+        params: &CellParams,
+        x: &[f32; N],
+        rest: &Resting,
+    ) -> ([f32; N], f32, f32) {
+        let (c, now) = (x[C], modes(x));
         let at = |c: f32| now.mv(params, c, rest.temp_c);
         // As the filter of the state of charge: chords over what is possible, the flatter counts.
-        let half = math::sqrt(3.0 * p[C][C]).clamp(0.01, 0.4);
+        let half = math::sqrt(3.0 * self.belief.p[C][C]).clamp(0.01, 0.4);
         let here = at(c);
-        let slope = ((here - at(c - half)) / half)
-            .min((at(c + half) - here) / half)
-            .max(0.0);
+        let chord = |half: f32| (at(c + half) - here) / half;
+        let (down, up) = (chord(-half), chord(half));
+        let half = if down < up { -half } else { half };
+        let slope = down.min(up).max(0.0);
         let (place_p, place_n) = now.places(c);
-        // The electrodes' own slopes, over the same width.
-        let un = (params.negative_mv(place_n + half) - params.negative_mv(place_n - half))
-            / (2.0 * half);
-        let up = slope * now.positive_left + un * now.positive_left / now.negative_left;
+        // The negative electrode's own, over the same chord.
+        let wide = half / now.negative_left;
+        let un = (params.negative_mv(place_n + wide) - params.negative_mv(place_n)) / wide;
+        let up = (slope + un / now.negative_left) * now.positive_left;
         let h = [
             slope,
             un / now.negative_left,
@@ -526,23 +588,20 @@ impl HealthFilter {
             0.0,
             rest.hysteresis_mv,
         ];
-        let mut r = REPEATED * (rest.variance + square(CURVE_MV) + square(CURVE * slope));
-        let innovation = rest.mv - here - x[H] * rest.hysteresis_mv;
-        let (g, variance) = self.belief.project(&h);
-        let s = variance + r;
-        let ratio = innovation * innovation / s;
-        if ratio > 9.0 {
-            r += s * (math::sqrt(ratio / 9.0) - 1.0);
+        (h, slope, here + x[H] * rest.hysteresis_mv)
+    }
+
+    /// By how much a figure of the cell changes with what became of its electrodes.
+    fn slopes(&self, of: impl Fn(Modes) -> f32) -> [f32; N] {
+        // Towards an older cell: what a curve is beyond the ends of the new cell nobody knows.
+        let here = of(self.modes());
+        let mut slope = [0.0; N];
+        for (k, step) in [(L, 0.01), (AN, -0.01), (AP, -0.01)] {
+            let mut x = self.belief.x;
+            x[k] += step;
+            slope[k] = (of(modes(&x)) - here) / step;
         }
-        self.belief.update_projected(&g, variance, innovation, r);
-        let x = &mut self.belief.x;
-        x[C] = x[C].clamp(-0.1, 1.2);
-        x[L] = x[L].clamp(-0.1, 0.6);
-        x[AN] = x[AN].clamp(0.4, 1.1);
-        x[AP] = x[AP].clamp(0.4, 1.1);
-        x[H] = x[H].clamp(0.0, 1.5);
-        self.rests = self.rests.saturating_add(1);
-        true
+        slope
     }
 
     fn learn_resistance(&mut self, seen: Estimate, throughput: f32) {
@@ -680,6 +739,38 @@ mod tests {
         let found = health.capacity(&LFP_2500MAH);
         let (low, high) = found.bounds();
         assert!((low..high).contains(&1.0), "{found:?}");
+    }
+
+    #[test]
+    fn a_cell_of_unknown_age_is_known_after_a_few_deep_cycles() {
+        let p = NMC_5000MAH;
+        for share in [1.0, 0.9, 0.8] {
+            let truth = p.with_capacity_mah(share * 5_000.0);
+            let mut cell = CellModel::new(0.95);
+            let mut filter = SocFilter::new(SocInit::Voltage);
+            let mut health = HealthFilter::since(Modes::NEW, 0.08);
+            let mut seconds = 0;
+            let rest = (0.0, 2_000);
+            let cycle = [rest, (0.45, 6_000), rest, (-0.45, 6_000)];
+            for (c, time) in cycle.into_iter().cycle().take(13) {
+                let ma = c * truth.capacity_mah();
+                for _ in 0..time / 4 {
+                    seconds += 4;
+                    let mv = cell.step(&truth, Duration::from_secs(4), ma, 25.0);
+                    let (now, temp_c) = (Instant::from_millis(1_000 * seconds), 25.0);
+                    let reading = Reading { ma, mv, temp_c };
+                    filter.take(&p, now, reading);
+                    health.take(&p, now, reading, &filter, &p);
+                }
+            }
+            let found = health.capacity(&p);
+            let off = (found.mean - share).abs();
+            assert!(off < 0.05 && off < 2.5 * found.sigma, "{share}: {found:?}");
+            assert!(
+                found.sigma < 0.03 + 0.2 * (1.0 - share),
+                "{share}: {found:?}"
+            );
+        }
     }
 
     #[test]

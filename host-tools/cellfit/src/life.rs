@@ -97,7 +97,7 @@ pub struct LifeScore {
 /// A cell's file is made new again when its capacity has changed by this share.
 const RENEW: f32 = 0.003;
 
-/// Follows a life. `capacity_ah` is the truth, one per row, `soc` too.
+/// Follows the life of a new cell. `capacity_ah` is the truth, one per row, `soc` too.
 pub fn follow(
     params: &CellParams,
     r: &Recording,
@@ -105,12 +105,24 @@ pub fn follow(
     soc: &[f64],
     sensors: &Sensors,
 ) -> (LifeScore, Vec<LifePoint>) {
-    let mut health = HealthFilter::NEW;
+    follow_from(0, HealthFilter::NEW, params, r, capacity_ah, soc, sensors)
+}
+
+/// Follows a life from a row on, of a cell of which `health` is known.
+pub fn follow_from(
+    row: usize,
+    mut health: HealthFilter,
+    params: &CellParams,
+    r: &Recording,
+    capacity_ah: &[f64],
+    soc: &[f64],
+    sensors: &Sensors,
+) -> (LifeScore, Vec<LifePoint>) {
     let mut filter = SocFilter::new(SocInit::Voltage);
     let mut aged = *params;
     let new_ah = f64::from(params.capacity_mah()) * 1e-3;
     let mut points = Vec::new();
-    for k in 0..r.t.len() {
+    for k in row..r.t.len() {
         let step = sensors.step_mv.max(1e-6);
         let mv = 1e3 * r.v[k] + sensors.offset_mv;
         let reading = Reading {
