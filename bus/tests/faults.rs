@@ -7,7 +7,6 @@ use helio_bus::*;
 use helio_units::*;
 
 const KINDS: [BusKind; 2] = [BusKind::Can1M, BusKind::CanFd];
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 const SLAVE: Capabilities = Capabilities {
     cells: 18,
     temps: 8,
@@ -48,7 +47,7 @@ impl Pair {
     /// Everything that both have to say now.
     fn exchange(&mut self) {
         self.now += Duration::from_micros(200);
-        for mailbox in MAILBOXES {
+        for mailbox in Mailbox::ALL {
             if let Some(out) = self.slave.poll_can(self.now, mailbox) {
                 self.slave.handle_sent(self.now, mailbox);
                 self.master.handle_can(self.now, &out.frame);
@@ -361,4 +360,52 @@ fn a_trip_is_empty_or_none() {
     assert!(decode_can(&trip(&[], false)).is_ok());
     assert!(decode_can(&trip(&[], true)).is_err());
     assert!(decode_can(&trip(&[0], false)).is_err());
+}
+
+#[test]
+fn a_trip_has_a_mailbox_when_frames_of_its_own_slave_fill_the_others() {
+    for kind in KINDS {
+        let mut pair = Pair::new(kind);
+        let (now, slave) = (pair.now, &mut pair.slave);
+        slave.send_datagram(&[7; 100]).expect("it sits");
+        slave.alarm(
+            now,
+            Alarm {
+                code: 1,
+                severity: Severity::Warn,
+                active: true,
+                index: 0,
+                value: 0,
+            },
+        );
+        let sync = loop {
+            pair.half_a_cycle();
+            pair.master.handle_timeout(pair.now);
+            if let Some(out) = pair.master.poll_can(pair.now, Mailbox::Urgent) {
+                break out.frame;
+            }
+        };
+        let (now, slave) = (pair.now, &mut pair.slave);
+        slave.handle_can(now, &sync);
+        slave.set_state(now, &State::default());
+        for mailbox in [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management] {
+            assert!(
+                slave.poll_can(now, mailbox).is_some(),
+                "{kind:?} {mailbox:?}"
+            );
+        }
+        assert_eq!(slave.poll_can(now, Mailbox::Trip), None);
+        slave.trip(now);
+        let trip = slave.poll_can(now, Mailbox::Trip).expect("its own").frame;
+        assert!(matches!(
+            decode_can(&trip).map(|d| d.message),
+            Ok(Message::Trip)
+        ));
+        // Where no mailbox is kept for it, it takes the first that is free again.
+        slave.handle_sent(now, Mailbox::Trip);
+        slave.trip(now);
+        slave.handle_sent(now, Mailbox::Cyclic);
+        let out = slave.poll_can(now, Mailbox::Cyclic).map(|out| out.frame);
+        assert_eq!(out, Some(trip), "{kind:?}");
+    }
 }

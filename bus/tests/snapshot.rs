@@ -5,7 +5,6 @@ use common::{node, uid};
 use helio_bus::*;
 use helio_units::*;
 
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 const SLAVE: Capabilities = Capabilities {
     cells: 16,
     temps: 8,
@@ -66,7 +65,7 @@ impl Pair {
     /// One frame from each mailbox of both.
     fn transmit(&mut self) {
         self.now += Duration::from_micros(200);
-        for mailbox in MAILBOXES {
+        for mailbox in Mailbox::ALL {
             if let Some(out) = self.slave.poll_can(self.now, mailbox) {
                 self.slave.handle_sent(self.now, mailbox);
                 self.master.handle_can(self.now, &out.frame);

@@ -47,6 +47,7 @@ fn index(mailbox: Mailbox) -> u32 {
         Mailbox::Urgent => 0,
         Mailbox::Cyclic => 1,
         Mailbox::Management => 2,
+        Mailbox::Trip => 3,
     }
 }
 

@@ -84,7 +84,7 @@ impl<const SEATS: usize> Can<SEATS> {
         // Only a prompt question has a prompt answer; the others may wait for everything cyclic.
         let told = match mailbox {
             Mailbox::Cyclic => self.assigning.take(),
-            Mailbox::Urgent | Mailbox::Management => None,
+            Mailbox::Urgent | Mailbox::Management | Mailbox::Trip => None,
         };
         if let Some(node) = told {
             core.seats.told(now, &core.schedule, node);
@@ -192,6 +192,7 @@ impl<const SEATS: usize> Can<SEATS> {
                 join::assign(node, uid, true)
             }
             Mailbox::Management => poll_management(core, now),
+            Mailbox::Trip => None,
         }
     }
 

@@ -384,14 +384,14 @@ impl Can {
         if self.confirm_in == Some(mailbox) {
             self.confirm_in = None;
         }
-        // Mailboxes are arbitrated by identifier, so a trip goes into whichever is free: behind an
-        // alarm of ours it would wait for those of all others.
+        // Mailboxes are arbitrated by identifier, so where none is kept for it a trip goes into whichever is free:
+        // behind an alarm of ours it would wait for those of all others.
         if let Some(trip) = self.poll_trip(core, now) {
             self.trip_in = Some(mailbox);
             return Some(trip);
         }
         // So does a prompt answer, but not where an alarm would wait behind it.
-        if mailbox != Mailbox::Urgent
+        if matches!(mailbox, Mailbox::Cyclic | Mailbox::Management)
             && self.confirm_due
             && self.prompt
             && let Some(node) = core.node()
@@ -405,6 +405,7 @@ impl Can {
             });
         }
         match mailbox {
+            Mailbox::Trip => None,
             Mailbox::Urgent => self.poll_urgent(core, now),
             Mailbox::Cyclic => self.poll_cyclic(core, now),
             Mailbox::Management => {

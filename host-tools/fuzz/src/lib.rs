@@ -39,7 +39,6 @@ const SLAVE: Capabilities = Capabilities {
     temps: 4,
     anchors: 2,
 };
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 
 fn uid() -> Uid {
     Uid::new(0x0123_4567_89ab_cdef).expect("a valid id")
@@ -97,7 +96,7 @@ pub fn can(mut data: &[u8]) {
         if slave_accepts(frame.id, slave.node()) {
             slave.handle_can(now, &frame);
         }
-        for mailbox in MAILBOXES {
+        for mailbox in Mailbox::ALL {
             if master.poll_can(now, mailbox).is_some() {
                 master.handle_sent(now, mailbox);
             }
@@ -166,7 +165,7 @@ pub fn segments(mut data: &[u8]) {
     let mut now = Instant::from_millis(1);
     // Until it is seated.
     for _ in 0..8 {
-        for mailbox in MAILBOXES {
+        for mailbox in Mailbox::ALL {
             if let Some(out) = slave.poll_can(now, mailbox) {
                 slave.handle_sent(now, mailbox);
                 master.handle_can(now, &out.frame);
@@ -204,7 +203,7 @@ pub fn segments(mut data: &[u8]) {
                 master.handle_can(now, &frame);
             }
         }
-        for mailbox in MAILBOXES {
+        for mailbox in Mailbox::ALL {
             if slave.poll_can(now, mailbox).is_some() {
                 slave.handle_sent(now, mailbox);
             }

@@ -184,7 +184,6 @@ const BEACON: u8 = 0xa2;
 const SPARES: usize = 2;
 /// Cycles in which a worst instant is looked for.
 const CRITICAL_CYCLES: u64 = 500;
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -851,7 +850,7 @@ impl Rig {
         }
         match &mut self.medium {
             Medium::Can(bus, _) => {
-                for mailbox in MAILBOXES {
+                for mailbox in Mailbox::ALL {
                     while bus.is_free(self.master_port, mailbox)
                         && let Some(out) = self.master.poll_can(now, mailbox)
                     {
@@ -973,7 +972,7 @@ impl Rig {
         let unit = &mut self.units[i];
         match &mut self.medium {
             Medium::Can(bus, _) => {
-                for mailbox in MAILBOXES {
+                for mailbox in Mailbox::ALL {
                     while bus.is_free(unit.port, mailbox)
                         && let Some(out) = unit.link.poll_can(now, mailbox)
                     {

@@ -751,7 +751,7 @@ impl Rack {
         }
         match &mut self.bus {
             Medium::Can(can) => {
-                for mailbox in MAILBOXES {
+                for mailbox in Mailbox::ALL {
                     while can.is_free(self.master_port, mailbox)
                         && let Some(out) = self.master.poll_can(now, mailbox)
                     {
@@ -878,7 +878,7 @@ impl Rack {
             |unit: &Unit, at: Option<Instant>| at.map_or(0, |at| unit.global(at).as_nanos());
         match &mut self.bus {
             Medium::Can(can) => {
-                for mailbox in MAILBOXES {
+                for mailbox in Mailbox::ALL {
                     while can.is_free(unit.port, mailbox)
                         && let Some(out) = unit.core.poll_can(local, mailbox)
                     {
@@ -1225,8 +1225,6 @@ fn power_limits(limits: &Limits) -> PowerLimits {
         max_soc: 1.0,
     }
 }
-
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 
 impl Settings {
     fn new_master(&self, session: u8) -> Box<SimMaster> {

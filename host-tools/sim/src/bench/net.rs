@@ -163,8 +163,6 @@ pub struct Net {
     next_uid: u64,
 }
 
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
-
 impl Net {
     /// Nobody is switched on before the first [`Self::run_until`].
     pub fn new(plan: &NetPlan) -> Self {
@@ -584,7 +582,7 @@ impl Net {
         }
         match &mut self.medium {
             Medium::Can(can) => {
-                for mailbox in MAILBOXES {
+                for mailbox in Mailbox::ALL {
                     while can.is_free(self.master_port, mailbox)
                         && let Some(out) = self.master.poll_can(local, mailbox)
                     {
@@ -635,7 +633,7 @@ impl Net {
             |unit: &Unit, at: Option<Instant>| at.map_or(0, |at| unit.global(at).as_nanos());
         match &mut self.medium {
             Medium::Can(can) => {
-                for mailbox in MAILBOXES {
+                for mailbox in Mailbox::ALL {
                     while can.is_free(unit.port, mailbox)
                         && let Some(out) = unit.link.poll_can(local, mailbox)
                     {

@@ -49,7 +49,13 @@ const SUSPEND: u64 = 8;
 const IDLE_RUN: u64 = 11;
 /// How often a bus-off controller must see that.
 const RECOVERY_RUNS: u64 = 128;
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
+/// In the order of their places.
+const MAILBOXES: [Mailbox; 4] = [
+    Mailbox::Urgent,
+    Mailbox::Cyclic,
+    Mailbox::Management,
+    Mailbox::Trip,
+];
 /// Arbitration key of nothing to send.
 const NOTHING: u32 = u32::MAX;
 
@@ -202,7 +208,7 @@ struct Recovery {
 }
 
 struct Controller {
-    mailboxes: [Option<Pending>; 3],
+    mailboxes: [Option<Pending>; 4],
     /// The mailbox in arbitration or on the wire: that of the lowest key.
     first: usize,
     key: u32,
@@ -219,7 +225,7 @@ struct Controller {
 impl Controller {
     fn new() -> Self {
         Self {
-            mailboxes: [None; 3],
+            mailboxes: [None; 4],
             first: 0,
             key: NOTHING,
             tec: 0,
@@ -951,7 +957,7 @@ impl CanBus {
     fn go_offline(&mut self, port: Port, state: ControllerState) {
         let controller = &mut self.controllers[port.index()];
         controller.state = state;
-        controller.mailboxes = [None; 3];
+        controller.mailboxes = [None; 4];
         controller.key = NOTHING;
         for set in [
             &mut self.online,
@@ -1394,7 +1400,7 @@ mod tests {
     fn any_submission(ports: usize) -> impl Strategy<Value = (u64, usize, Mailbox, CanFrame)> {
         let mailbox = prop::sample::select(&MAILBOXES[..]);
         (0..2_000u64, 0..ports, mailbox, any_frame()).prop_map(move |(us, port, mailbox, frame)| {
-            let unique = (port * 3 + mailbox as usize) as u32;
+            let unique = (port * 4 + mailbox as usize) as u32;
             let id = match frame.id {
                 CanId::Standard(id) => CanId::Standard(id & 0x7c0 | unique as u16),
                 CanId::Extended(id) => CanId::Extended(id & 0x1fff_ffc0 | unique),
