@@ -1188,6 +1188,10 @@ mod tests {
     fn rests_tell_the_health_of_the_cells_and_a_reset_does_not_forget_it() {
         let mut new = seat(3_900);
         assert_eq!((new.health(), new.modes()), (None, None));
+        assert!(
+            !new.handle_cells(SETTLED, NEW, 0, &[None; 4]),
+            "nothing to learn from"
+        );
         let aged = aged();
         let health = aged.health().expect("rests have told something");
         let off = (health.capacity.mean - 0.9).abs();
