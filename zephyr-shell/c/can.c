@@ -11,7 +11,8 @@
  *
  * A controller that has gone off the bus (more than 255 errors while sending) is brought back
  * here after a pause that doubles with each time in a row, so that a node with a broken
- * transceiver does not disturb the others for ever.
+ * transceiver does not disturb the others for ever. A frame that went out ends the row; being
+ * error-active does not, which every controller is for a moment after it was brought back.
  */
 #include "helio_shell.h"
 
@@ -71,6 +72,7 @@ static void on_sent(const struct device *dev, int error, void *user_data)
 	waiting &= ~bit;
 	if (error == 0) {
 		sent |= bit;
+		pause_ns = FIRST_PAUSE_NS;
 	} else {
 		failed |= bit;
 	}
@@ -86,8 +88,6 @@ static void on_state(const struct device *dev, enum can_state state, struct can_
 	ARG_UNUSED(unused);
 	if (state == CAN_STATE_BUS_OFF) {
 		off_since_ns = helio_now_ns();
-	} else if (state == CAN_STATE_ERROR_ACTIVE) {
-		pause_ns = FIRST_PAUSE_NS;
 	}
 	helio_wake();
 }
