@@ -6,10 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPO / "twister-tests/plant/pytest"))
+from urgent import urgent  # noqa: E402
+
 SLOT0, SLOT1, SLOT_SIZE, STORAGE = 0x10000, 0x80000, 0x70000, 0xF0000
 UIDS = {"master": 0x1000, "slave": 0x2001}
 
@@ -72,7 +76,9 @@ class Machine:
             lines += ["-serial", "pty"]
         lines += ["-device", f"loader,file={uid},addr=0x203ffff0,force-raw=on"]
         command = [REPO / "tools" / "qemu-mps2", "-", flash, *lines]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=urgent
+        )
         self.pty = None
         while role == "master" and self.pty is None:
             line = self.process.stdout.readline()
@@ -96,7 +102,7 @@ class Plant:
         # Not TCP: QEMU sends each character by itself, and Nagle's algorithm keeps it back.
         self.line = line = dir / "line"
         self.hub = subprocess.Popen(
-            [helio, "hub", "--json", "--listen", line], stdout=subprocess.PIPE, text=True
+            [helio, "hub", "--json", "--listen", line], stdout=subprocess.PIPE, text=True, preexec_fn=urgent
         )
         self.hub.stdout.readline()
         self.images = {"master": Image(master, dir), "slave": Image(slave, dir)}

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept in flash outlives a power cycle: a slave's trip and what it remembers of it, a master's name."""
 
-import sys
 import time
 
 import pytest
-from qemu import REPO
+import qemu  # noqa: F401  puts smp where it is found
 
-sys.path.insert(0, str(REPO / "twister-tests/plant/pytest"))
 smp = pytest.importorskip("smp", reason="no cbor2: pip install cbor2")
 GROUP_SETTINGS, DIAGNOSTICS, NODE = 3, 5, 1
 BUSY = 10
