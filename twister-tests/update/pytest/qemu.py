@@ -120,8 +120,16 @@ class Plant:
         return subprocess.run(command, capture_output=True, text=True)
 
     def fw(self, *args):
-        """`helio fw ... --json`, which must succeed."""
-        done = self.run(*args, "--json")
+        """`helio fw ... --json`, which must succeed; asked again while a busy host has cost the slave its seat.
+
+        A request to a seat that is empty goes nowhere, and an upload goes on where it broke off.
+        """
+        for more in reversed(range(6)):
+            done = self.run(*args, "--json")
+            lost = any(why in done.stderr for why in ("is not there", "no answer from slave"))
+            if done.returncode == 0 or not lost or not more:
+                break
+            print(f"\n{args[0]}: the slave has lost its seat, back after {self.joined():.1f} s", end="")
         assert done.returncode == 0, f"{args}: {done.stdout}{done.stderr}\n{self.consoles()}"
         return json.loads(done.stdout)
 
@@ -148,6 +156,7 @@ class Plant:
         machine = self.machines[role]
         machine.stop()
         self.machines[role] = Machine(role, machine.flash, self.line, self.dir, **faults)
+        self.pty = self.machines["master"].pty
         self.joined()
 
     def consoles(self):
