@@ -11,7 +11,13 @@ use zephyr::kconfig::*;
 /// Seats that the core has room for.
 pub const SEATS: usize = CONFIG_HELIO_MASTER_SEATS as usize;
 /// Records kept for clients.
-pub const RECORDS: usize = if SEATS > 12 { 56 } else { 32 };
+pub const RECORDS: usize = if SEATS > 12 { 46 } else { 32 };
+
+#[cfg(CONFIG_HELIO_STORE)]
+const _: () = assert!(
+    helio_master::keep::size(SEATS) <= CONFIG_HELIO_STORE_SIZE as usize,
+    "CONFIG_HELIO_STORE_SIZE is less than 8 bytes and 58 for every one of CONFIG_HELIO_MASTER_SEATS"
+);
 
 /// In flash.
 static CELL: CellParams = match cfg!(CONFIG_HELIO_CHEMISTRY_LFP) {

@@ -11,7 +11,8 @@
  *
  * A controller that has gone off the bus (more than 255 errors while sending) is brought back
  * here after a pause that doubles with each time in a row, so that a node with a broken
- * transceiver does not disturb the others for ever.
+ * transceiver does not disturb the others for ever. A frame that went out ends the row; being
+ * error-active does not, which every controller is for a moment after it was brought back.
  */
 #include "helio_shell.h"
 
@@ -26,7 +27,6 @@ BUILD_ASSERT(!DT_NODE_HAS_PROP(BUS, current_speed),
 	     "CONFIG_HELIO_BUS_CAN or _CAN_FD is set, but `bus` of the heliograph,node is a UART. "
 	     "Point it to a CAN controller, or choose CONFIG_HELIO_BUS_RS485.");
 
-#define RING            64
 #define MAILBOXES       3
 #define FD_DATA_BITRATE 5000000
 #define FIRST_PAUSE_NS  (10ULL * NSEC_PER_MSEC)
@@ -40,7 +40,7 @@ struct received {
 };
 
 static struct k_spinlock lock;
-static struct received ring[RING];
+static struct received ring[HELIO_CAN_RING];
 static uint32_t written, taken, lost;
 static uint32_t waiting, sent, failed;
 static uint64_t off_since_ns, pause_ns = FIRST_PAUSE_NS;
@@ -53,10 +53,10 @@ static void on_receive(const struct device *dev, struct can_frame *frame, void *
 	uint64_t now = helio_now_ns();
 	k_spinlock_key_t key = k_spin_lock(&lock);
 
-	if (written - taken == RING) {
+	if (written - taken == HELIO_CAN_RING) {
 		lost++;
 	} else {
-		ring[written++ % RING] = (struct received){.at_ns = now, .frame = *frame};
+		ring[written++ % HELIO_CAN_RING] = (struct received){.at_ns = now, .frame = *frame};
 	}
 	k_spin_unlock(&lock, key);
 	helio_wake();
@@ -71,6 +71,7 @@ static void on_sent(const struct device *dev, int error, void *user_data)
 	waiting &= ~bit;
 	if (error == 0) {
 		sent |= bit;
+		pause_ns = FIRST_PAUSE_NS;
 	} else {
 		failed |= bit;
 	}
@@ -86,8 +87,6 @@ static void on_state(const struct device *dev, enum can_state state, struct can_
 	ARG_UNUSED(unused);
 	if (state == CAN_STATE_BUS_OFF) {
 		off_since_ns = helio_now_ns();
-	} else if (state == CAN_STATE_ERROR_ACTIVE) {
-		pause_ns = FIRST_PAUSE_NS;
 	}
 	helio_wake();
 }
@@ -188,7 +187,7 @@ int helio_can_receive(uint32_t *id, uint32_t *flags, uint8_t *data, uint64_t *at
 	int count = -EAGAIN;
 
 	if (taken != written) {
-		const struct received *r = &ring[taken++ % RING];
+		const struct received *r = &ring[taken++ % HELIO_CAN_RING];
 
 		count = MIN(can_dlc_to_bytes(r->frame.dlc), CAN_MAX_DLEN);
 		*id = r->frame.id;

@@ -42,6 +42,8 @@ int helio_rs485_send_break(uint32_t microseconds);
 uint32_t helio_rs485_lost(void);
 
 /* can.c */
+/* Received frames that wait for the main loop: 5 ms of a full bus or more. One of FD is large. */
+#define HELIO_CAN_RING (IS_ENABLED(CONFIG_CAN_FD_MODE) ? 32 : 64)
 int helio_can_start(uint32_t bitrate, uint32_t fd, uint32_t standard_id, uint32_t standard_mask);
 int helio_can_send(uint32_t mailbox, uint32_t id, uint32_t flags, const uint8_t *data,
 		   size_t count);

@@ -14,6 +14,8 @@
 #include <string.h>
 
 #include <zephyr/kernel.h>
+#include <zephyr/net/dhcpv4.h>
+#include <zephyr/net/net_if.h>
 #include <zephyr/net/socket.h>
 #include <zephyr/sys/atomic.h>
 
@@ -121,6 +123,10 @@ int helio_udp_start(void)
 	if (port_option != UINT32_MAX) {
 		port = port_option;
 	}
+#endif
+#ifdef CONFIG_NET_DHCPV4
+	/* Whenever the answer comes: nobody waits for it. */
+	net_dhcpv4_start(net_if_get_default());
 #endif
 	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(port)};
 

@@ -12,9 +12,7 @@
 
 use helio_battery::Sample;
 use helio_battery::protection::Limits;
-use helio_bus::{
-    BusKind, Capabilities, Command, Mailbox, MasterLink, Order, Schedule, Station,
-};
+use helio_bus::{BusKind, Capabilities, Command, Mailbox, MasterLink, Order, Schedule, Station};
 use helio_slave::{Slave, SlaveConfig, SlaveOutput};
 use helio_units::{DeciCelsius, Duration, Instant, Milliamps, Millivolts, Uid};
 use static_cell::StaticCell;
@@ -166,10 +164,6 @@ impl Bench<'_> {
             // Its own samples come from here, too, so that none is between.
             self.sample = sample;
             self.now += Duration::from_millis(10);
-            // A counter that has fallen behind since it was last read is believed at the third reading.
-            for _ in 0..3 {
-                now();
-            }
             let begin = now();
             self.slave.handle_sample(self.now, &sample);
             let mut opened = None;
@@ -221,7 +215,12 @@ fn measure() -> Result<(), &'static str> {
     };
     let uid = Uid::new(0x1001).ok_or("no id")?;
     let schedule = Schedule::for_bus(BusKind::Can1M);
-    let fresh = || Slave::new(SlaveConfig::new(uid, capabilities, Limits::nmc(5_000)), schedule);
+    let fresh = || {
+        Slave::new(
+            SlaveConfig::new(uid, capabilities, Limits::nmc(5_000)),
+            schedule,
+        )
+    };
     let slave = SLAVE.init_with(fresh);
     // Twice: the first reading warms nothing up in an emulator, but it costs the same.
     let begin = now();

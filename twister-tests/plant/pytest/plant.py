@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import select
 import shutil
 import signal
@@ -19,8 +20,11 @@ import time
 import tty
 
 from smp import Client
+from urgent import urgent
 
 ABSENT = "absent"
+# What QEMU's timers of mps2/an386 count in a second.
+QEMU_HZ = 25_000_000
 # Where mps2/an386 looks for its unique id and the faults to play: app-slave/boards/mps2_an386.conf.
 UID_ADDRESS = 0x203FFFF0
 
@@ -35,6 +39,12 @@ def find_helio():
     raise FileNotFoundError("no helio: build it with `cargo build -p helio`, or name it in HELIO")
 
 
+def ratio_of(elf):
+    """Seconds of an emulated firmware in one of QEMU's: less than 1 where it believes in a faster clock."""
+    config = (pathlib.Path(elf).parent / ".config").read_text()
+    return QEMU_HZ / int(re.search(r"^CONFIG_SYS_CLOCK_HW_CYCLES_PER_SEC=(\d+)", config, re.M)[1])
+
+
 class Firmware:
     """One process."""
 
@@ -42,7 +52,7 @@ class Firmware:
         self.name, self.log = name, pathlib.Path(log)
         with open(log, "ab") as to:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT
+                command, stdin=subprocess.DEVNULL, stdout=to, stderr=subprocess.STDOUT, preexec_fn=urgent
             )
 
     def said(self):
@@ -60,7 +70,8 @@ class Plant:
 
     def __init__(self, master, slave, bus="rs485", ends=8, ratio=1.0, helio=None, directory=None):
         self.master_image, self.slave_image = pathlib.Path(master), pathlib.Path(slave)
-        self.bus, self.ratio = bus, ratio
+        self.bus = bus
+        self.ratio = ratio_of(master) if self.master_image.suffix == ".elf" else ratio
         self.dir = pathlib.Path(directory or tempfile.mkdtemp(prefix="helio-plant-"))
         self.dir.mkdir(parents=True, exist_ok=True)
         self.slaves, self.kept, self.client, self.master = {}, [], None, None
@@ -71,7 +82,7 @@ class Plant:
             command += ["--can", str(self.dir / "can")]
         else:
             command += ["--ptys", str(ends), "--dir", str(self.dir / "bus"), "--listen", str(self.dir / "line")]
-        self.hub = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.hub = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, preexec_fn=urgent)
         if not select.select([self.hub.stdout], [], [], 20)[0] or not self.hub.stdout.readline():
             raise RuntimeError("helio hub did not start")
 
@@ -100,7 +111,7 @@ class Plant:
             self.kept += [ours, theirs, other, clients]
             # The firmware and the client each want a terminal: one process holds them together.
             self.joiner = subprocess.Popen(
-                ["python3", "-c", JOINER, str(ours), str(other)], pass_fds=[ours, other]
+                ["python3", "-c", JOINER, str(ours), str(other)], pass_fds=[ours, other], preexec_fn=urgent
             )
             clients, line = os.ttyname(clients), os.ttyname(theirs)
             command = self.native(image) + [f"--northbound_port={line}"]
@@ -153,9 +164,13 @@ class Plant:
         """Nodes that are there now, by unique id."""
         return {int(n[1], 16): n for n in self.client.status()["nodes"] if n[2] != ABSENT}
 
+    def deadline(self, seconds):
+        """When so many seconds of the firmware's have passed, by `time.monotonic`."""
+        return time.monotonic() + seconds / self.ratio
+
     def wait(self, what, holds, seconds, tell=None):
         """Until `holds(members)`; the members then. Seconds are the firmware's."""
-        deadline, members = time.monotonic() + seconds / self.ratio, {}
+        deadline, members = self.deadline(seconds), {}
         while time.monotonic() < deadline:
             members = self.members()
             if tell:

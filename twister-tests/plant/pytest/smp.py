@@ -112,10 +112,10 @@ class Client:
 class UdpClient(Client):
     """The same over UDP."""
 
-    def __init__(self, port):
+    def __init__(self, port, ratio=1.0):
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.connect(("127.0.0.1", port))
-        self.seq, self.ratio = 0, 1.0
+        self.seq, self.ratio = 0, ratio
 
     def send(self, datagram):
         self.socket.send(datagram)

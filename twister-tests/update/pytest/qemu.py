@@ -6,10 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(REPO / "twister-tests/plant/pytest"))
+from urgent import urgent  # noqa: E402
+
 SLOT0, SLOT1, SLOT_SIZE, STORAGE = 0x10000, 0x80000, 0x70000, 0xF0000
 UIDS = {"master": 0x1000, "slave": 0x2001}
 
@@ -72,7 +76,9 @@ class Machine:
             lines += ["-serial", "pty"]
         lines += ["-device", f"loader,file={uid},addr=0x203ffff0,force-raw=on"]
         command = [REPO / "tools" / "qemu-mps2", "-", flash, *lines]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=urgent
+        )
         self.pty = None
         while role == "master" and self.pty is None:
             line = self.process.stdout.readline()
@@ -96,7 +102,7 @@ class Plant:
         # Not TCP: QEMU sends each character by itself, and Nagle's algorithm keeps it back.
         self.line = line = dir / "line"
         self.hub = subprocess.Popen(
-            [helio, "hub", "--json", "--listen", line], stdout=subprocess.PIPE, text=True
+            [helio, "hub", "--json", "--listen", line], stdout=subprocess.PIPE, text=True, preexec_fn=urgent
         )
         self.hub.stdout.readline()
         self.images = {"master": Image(master, dir), "slave": Image(slave, dir)}
@@ -114,8 +120,16 @@ class Plant:
         return subprocess.run(command, capture_output=True, text=True)
 
     def fw(self, *args):
-        """`helio fw ... --json`, which must succeed."""
-        done = self.run(*args, "--json")
+        """`helio fw ... --json`, which must succeed; asked again while a busy host has cost the slave its seat.
+
+        A request to a seat that is empty goes nowhere, and an upload goes on where it broke off.
+        """
+        for more in reversed(range(6)):
+            done = self.run(*args, "--json")
+            lost = any(why in done.stderr for why in ("is not there", "no answer from slave"))
+            if done.returncode == 0 or not lost or not more:
+                break
+            print(f"\n{args[0]}: the slave has lost its seat, back after {self.joined():.1f} s", end="")
         assert done.returncode == 0, f"{args}: {done.stdout}{done.stderr}\n{self.consoles()}"
         return json.loads(done.stdout)
 
@@ -142,6 +156,7 @@ class Plant:
         machine = self.machines[role]
         machine.stop()
         self.machines[role] = Machine(role, machine.flash, self.line, self.dir, **faults)
+        self.pty = self.machines["master"].pty
         self.joined()
 
     def consoles(self):

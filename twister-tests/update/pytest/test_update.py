@@ -41,10 +41,13 @@ def rejoined(plant, target):
 def test_an_image_has_room_in_small_chips(plant, role):
     """With MCUboot and SMP; a master with all 32 seats."""
     boards = runpy.run_path(str(REPO / "tools" / "boards"))
-    flash, ram = boards["sizes"](plant.images[role].build / "zephyr" / "zephyr.elf")
+    elf = plant.images[role].build / "zephyr" / "zephyr.elf"
+    flash, ram = boards["sizes"](elf)
     print(f"\n{role}: {flash} bytes of flash, {ram} bytes of RAM", end="")
     assert flash <= boards["ROOM"][role][0] * 1024
     assert ram <= boards["ROOM"][role][1] * 1024
+    if role == "master":
+        assert not boards["laid_out"](elf)
 
 
 @BOTH
