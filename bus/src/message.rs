@@ -362,15 +362,15 @@ impl core::fmt::Debug for CanFrame {
 /// identifier, so that a waiting management frame never holds up a trip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mailbox {
+    /// A slave's trip alone, so that no other frame of its own is ahead of it. A controller of three transmit buffers does
+    /// without: a trip takes whichever of the others is free.
+    Trip,
     /// Alarm; at the master sync and commands.
     Urgent,
     /// Cyclic data; at the master prompt assignments.
     Cyclic,
     /// Joining, management, and what waits for everything else that is cyclic.
     Management,
-    /// A slave's trip alone, so that no other frame of its own is ahead of it. A controller of three transmit buffers does
-    /// without: a trip takes whichever of the others is free.
-    Trip,
 }
 
 impl Mailbox {

@@ -6,8 +6,9 @@
  *   helio_can_send(mailbox) --> controller, which sends the lowest identifier first
  *   tx callback --> bit of the mailbox in `sent` or `failed`
  *
- * Three mailboxes, as the bus core thinks of them; each holds one frame at a time, so that the
- * controller, which arbitrates between them by identifier, never delays a trip by a long queue.
+ * Mailboxes as the bus core thinks of them; each holds one frame at a time, so that the controller,
+ * which arbitrates between them by identifier, never delays a trip by a long queue. The fourth is for
+ * trips alone; a controller of three transmit buffers has none.
  *
  * A controller that has gone off the bus (more than 255 errors while sending) is brought back
  * here after a pause that doubles with each time in a row, so that a node with a broken
@@ -27,7 +28,15 @@ BUILD_ASSERT(!DT_NODE_HAS_PROP(BUS, current_speed),
 	     "CONFIG_HELIO_BUS_CAN or _CAN_FD is set, but `bus` of the heliograph,node is a UART. "
 	     "Point it to a CAN controller, or choose CONFIG_HELIO_BUS_RS485.");
 
-#define MAILBOXES       3
+#if DT_NODE_HAS_PROP(BUS, bosch_mram_cfg)
+#define MAILBOXES MIN(4, DT_PROP_BY_IDX(BUS, bosch_mram_cfg, 7))
+#elif DT_NODE_HAS_COMPAT(BUS, st_stm32_bxcan)
+#define MAILBOXES 3
+#else
+#define MAILBOXES 4
+#endif
+BUILD_ASSERT(MAILBOXES >= 3, "the CAN controller needs three transmit buffers: raise the last number of bosch,mram-cfg");
+
 #define FD_DATA_BITRATE 5000000
 #define FIRST_PAUSE_NS  (10ULL * NSEC_PER_MSEC)
 #define LAST_PAUSE_NS   (1000ULL * NSEC_PER_MSEC)
@@ -172,7 +181,8 @@ int helio_can_send(uint32_t mailbox, uint32_t id, uint32_t flags, const uint8_t 
 uint32_t helio_can_mailboxes(void)
 {
 	k_spinlock_key_t key = k_spin_lock(&lock);
-	uint32_t bits = sent | failed << 8 | waiting << 16;
+	uint32_t none = BIT_MASK(8) & ~BIT_MASK(MAILBOXES);
+	uint32_t bits = sent | failed << 8 | (waiting | none) << 16;
 
 	sent = 0;
 	failed = 0;

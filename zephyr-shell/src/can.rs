@@ -39,9 +39,7 @@ pub struct CanState {
     pub receive_errors: u8,
 }
 
-/// Mailboxes in the order of the C half.
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
-
+/// In the C half.
 fn index(mailbox: Mailbox) -> u32 {
     match mailbox {
         Mailbox::Urgent => 0,
@@ -115,7 +113,7 @@ impl Can {
         self.look();
         // What was given up is asked for again by the core, since it was never confirmed.
         self.failed = 0;
-        let mailbox = MAILBOXES
+        let mailbox = Mailbox::ALL
             .into_iter()
             .find(|m| self.sent >> index(*m) & 1 != 0)?;
         self.sent &= !(1 << index(mailbox));
@@ -125,7 +123,7 @@ impl Can {
     /// Mailboxes that take a frame now.
     pub fn free(&mut self) -> impl Iterator<Item = Mailbox> + use<> {
         let full = self.look();
-        MAILBOXES
+        Mailbox::ALL
             .into_iter()
             .filter(move |m| full >> index(*m) & 1 == 0)
     }

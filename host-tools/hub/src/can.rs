@@ -30,7 +30,6 @@ use crate::{is_ready, sleep};
 
 /// Octets that wait for a member to read them; further frames are lost to it.
 const QUEUE: usize = 64 * 1024;
-const MAILBOXES: [Mailbox; 3] = [Mailbox::Urgent, Mailbox::Cyclic, Mailbox::Management];
 
 /// What a run saw.
 #[derive(Clone, Debug, Serialize)]
@@ -81,7 +80,7 @@ struct Member {
     /// Its controller, unless it only listens.
     port: Option<Port>,
     /// Frames for a controller that is not ready for them yet.
-    waiting: [Option<Framed>; 3],
+    waiting: [Option<Framed>; Mailbox::ALL.len()],
     told: (ControllerState, u32, u32),
     gone: bool,
     /// Place in the report.
@@ -213,7 +212,7 @@ impl Hub {
                 queue: VecDeque::new(),
                 start: None,
                 port: None,
-                waiting: [None; 3],
+                waiting: [None; Mailbox::ALL.len()],
                 told: (ControllerState::Active, 0, 0),
                 gone: false,
                 number: self.report.len(),
@@ -369,7 +368,7 @@ impl Hub {
     fn stop(&mut self, n: usize) {
         let member = &mut self.members[n];
         member.start = None;
-        member.waiting = [None; 3];
+        member.waiting = [None; Mailbox::ALL.len()];
         if let (Some(port), Some(bus)) = (member.port.take(), &mut self.bus) {
             let now = bus.now();
             bus.can.kill(now, port);
@@ -384,7 +383,7 @@ impl Hub {
             return;
         };
         let now = bus.now();
-        for (place, mailbox) in member.waiting.iter_mut().zip(MAILBOXES) {
+        for (place, mailbox) in member.waiting.iter_mut().zip(Mailbox::ALL) {
             if let Some(framed) = *place {
                 let switch = u64::from(framed.switch);
                 let taken = bus.can.submit(now, port, mailbox, &framed.frame, switch);
@@ -459,7 +458,7 @@ impl Hub {
                     match state {
                         ControllerState::BusOff => {
                             let member = &mut self.members[n];
-                            member.waiting = [None; 3];
+                            member.waiting = [None; Mailbox::ALL.len()];
                             self.report[member.number].bus_off += 1;
                             // Told here, because it may be over before we look at the counters.
                             member.told = (ControllerState::BusOff, 256, 0);

@@ -76,7 +76,7 @@ pub enum Request {
     Start(Start),
     /// Take part no more.
     Stop,
-    /// Send from this mailbox, `0..=2`, which must be empty.
+    /// Send from this mailbox, `0..=3`, which must be empty.
     Send(u8, Framed),
     /// End bus-off.
     Recover,

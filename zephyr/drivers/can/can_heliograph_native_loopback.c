@@ -31,7 +31,7 @@
 
 LOG_MODULE_REGISTER(can_heliograph_native_loopback, CONFIG_CAN_LOG_LEVEL);
 
-#define MAILBOXES   3
+#define MAILBOXES   4
 #define VERSION     1
 #define CORE_CLOCK  80000000
 #define RETRY_MS    100

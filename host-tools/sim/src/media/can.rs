@@ -49,13 +49,6 @@ const SUSPEND: u64 = 8;
 const IDLE_RUN: u64 = 11;
 /// How often a bus-off controller must see that.
 const RECOVERY_RUNS: u64 = 128;
-/// In the order of their places.
-const MAILBOXES: [Mailbox; 4] = [
-    Mailbox::Urgent,
-    Mailbox::Cyclic,
-    Mailbox::Management,
-    Mailbox::Trip,
-];
 /// Arbitration key of nothing to send.
 const NOTHING: u32 = u32::MAX;
 
@@ -861,7 +854,7 @@ impl CanBus {
             }
             sink(CanEvent::Sent {
                 port,
-                mailbox: MAILBOXES[place],
+                mailbox: Mailbox::ALL[place],
                 meta: sent.meta,
                 at,
             });
@@ -1398,7 +1391,7 @@ mod tests {
 
     /// When, who, where and what; identifiers unlike those of every other mailbox.
     fn any_submission(ports: usize) -> impl Strategy<Value = (u64, usize, Mailbox, CanFrame)> {
-        let mailbox = prop::sample::select(&MAILBOXES[..]);
+        let mailbox = prop::sample::select(&Mailbox::ALL[..]);
         (0..2_000u64, 0..ports, mailbox, any_frame()).prop_map(move |(us, port, mailbox, frame)| {
             let unique = (port * 4 + mailbox as usize) as u32;
             let id = match frame.id {
