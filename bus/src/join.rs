@@ -28,7 +28,7 @@ use crate::wire::class;
 use helio_units::{NodeId, Uid};
 
 /// Version of everything in this crate that two devices must agree on, `0..=15`.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 const JOIN: u32 = 0xf << 25;
 /// Prompt frames have this instead. The seat bits of SYNC's class, which are 0 in SYNC, begin with 1.

@@ -75,7 +75,7 @@ impl Schedule {
             BusKind::Can1M => (us(20_000), us(10_000), 127),
             BusKind::CanFd => (us(10_000), us(5_000), 127),
             // As short as 32 slots of cells and a few anchors allow, with two places to join.
-            BusKind::Rs485At1M => (us(27_600), us(19_500), 32),
+            BusKind::Rs485At1M => (us(28_100), us(20_000), 32),
             BusKind::Rs485At4M => (us(10_000), us(5_000), 32),
         };
         Self {

@@ -893,6 +893,45 @@ fn a_message_inserted_from_a_seat_without_member_is_not_delivered_on_rs485() {
 }
 
 #[test]
+fn a_babbler_says_so_in_a_call_and_is_quarantined_within_10_ms() {
+    for kind in KINDS {
+        let mut worst = Duration::ZERO;
+        for offset in 0..30u64 {
+            let mut l = rack(kind);
+            l.run_for(Duration::from_micros(offset * 6_553));
+            let (at, i) = (l.now, offset as usize);
+            let seat = l.slaves[i].link.node().expect("seated");
+            let collisions = l.collisions;
+            l.slaves[i].link.babble(true);
+            // A second one, whose call may meet the first one's, is found in its own slot at the latest.
+            l.slaves[i + 1].link.babble(offset % 5 == 0);
+            l.run_for(Schedule::for_bus(kind).cycle * 2);
+            let left: Vec<_> = l
+                .events
+                .iter()
+                .filter_map(|(at, e)| match e {
+                    MasterEvent::Left { node, reason, .. } => Some((*at, *node, *reason)),
+                    _ => None,
+                })
+                .collect();
+            assert!(left.iter().all(|(.., why)| *why == LeaveReason::Babbling));
+            assert_eq!(left.len(), if offset % 5 == 0 { 2 } else { 1 });
+            assert_eq!(l.lost(), 0);
+            if offset % 5 > 0 {
+                assert_eq!(l.collisions, collisions);
+                assert_eq!(left[0].1, seat);
+                worst = worst.max(left[0].0.since(at));
+            }
+        }
+        println!(
+            "{kind:?}: quarantined after at most {} us",
+            worst.as_micros()
+        );
+        assert!(worst < Duration::from_millis(10), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_babbler_is_contained_at_once_and_quarantined() {
     for kind in KINDS {
         let mut l = rack(kind);

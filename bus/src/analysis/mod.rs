@@ -1074,6 +1074,22 @@ mod tests {
     }
 
     #[test]
+    fn on_rs485_a_minislot_comes_in_time_for_a_trip_however_many_slaves_there_are() {
+        for (kind, goal_us) in [(BusKind::Rs485At1M, 1_000), (BusKind::Rs485At4M, 1_000)] {
+            let usual = Schedule::for_bus(kind);
+            for (seats, count) in [(32, 0), (32, 1), (32, 32), (127, 1), (127, 127)] {
+                let schedule = Schedule { seats, ..usual }
+                    .with_cycle(usual.cycle * (1 + u64::from(seats) / 32));
+                let slaves = core::iter::repeat_n(RACK, count);
+                let a = Analysis::new(&schedule, slaves, &Assumptions::calm(&schedule));
+                let trip = a.bound(Kind::Trip).and_then(|b| b.response);
+                println!("{} {count} of {seats}: trip {trip:?}", kind.name());
+                assert!(trip <= Some(Duration::from_micros(goal_us)));
+            }
+        }
+    }
+
+    #[test]
     fn the_rack_of_32_fits_every_bus_and_its_alarms_their_promise() {
         for kind in BusKind::ALL {
             let a = analysis(kind, 32);

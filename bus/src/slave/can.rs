@@ -461,6 +461,14 @@ impl Can {
         if !(self.summary_due || self.detail_due() || ranges_due || core.babbling) {
             return None;
         }
+        // A SYNC grants a cycle. Who hears nothing may have lost its seat to another, and is silent from the
+        // next cycle on, whatever the core above asks for.
+        if core
+            .heard
+            .is_none_or(|heard| now.since(heard) >= core.schedule.cycle)
+        {
+            return None;
+        }
         if !self.budget.take(now) {
             core.stats.over_budget += 1;
             return None;

@@ -61,6 +61,11 @@ pub(super) struct Serial {
     orders: Receiver,
     orders_to_all: Receiver,
     out: Deque<SerialOut, 2>,
+    /// What is left of the frame under way, and when its next piece is due.
+    rest: Option<(Instant, Bytes, Option<Instant>)>,
+    /// When to tell the master that the core above asks for too much, and that this was done in this superframe.
+    call_at: Option<Instant>,
+    called: bool,
 }
 
 /// Our part in the join slots of this superframe.
@@ -110,6 +115,9 @@ impl Serial {
             orders: Receiver::Nothing,
             orders_to_all: Receiver::Nothing,
             out: Deque::new(),
+            rest: None,
+            call_at: None,
+            called: false,
         }
     }
 
@@ -216,6 +224,8 @@ impl Serial {
         self.dismissed_at = None;
         self.answer = None;
         self.claiming = None;
+        self.call_at = None;
+        self.called = false;
     }
 
     fn handle_answer(&mut self, core: &mut Core, now: Instant, answer: Answer) {
@@ -250,8 +260,11 @@ impl Serial {
     }
 
     pub(super) fn handle_break(&mut self, core: &mut Core, now: Instant) {
-        self.parser.clear();
         let plan = self.plan.as_ref();
+        match plan.map(|plan| plan.in_minislot(now)) {
+            Some(true) => self.parser.cut(&self.timing),
+            _ => self.parser.clear(),
+        }
         // Without a plan the line is silent, and only a trip breaks the silence.
         if plan.is_none_or(|plan| plan.in_minislot(now)) {
             core.event(SlaveEvent::TripSeen);
@@ -295,6 +308,11 @@ impl Serial {
         if core.trip && self.trip.is_none() && !core.quarantined() {
             self.start_trip(core, now);
         }
+        if core.babbling && self.confirmed && !self.called && core.node().is_some() {
+            let plan = self.plan.as_ref();
+            self.call_at = plan.and_then(|plan| plan.next_call(now));
+            self.called = self.call_at.is_some();
+        }
     }
 
     /// A trip goes to the next minislots; when there is no master, and so silence, at once.
@@ -323,6 +341,8 @@ impl Serial {
             self.dismissed_at,
             self.answer.as_ref().map(|(at, _)| *at),
             self.here_at,
+            self.call_at,
+            self.rest.as_ref().map(|(at, ..)| *at),
             self.trip.and_then(|(at, _)| match at {
                 Instant::MAX => core.heard.map(|h| h + core.schedule.master_silence),
                 at => Some(at),
@@ -340,6 +360,7 @@ impl Serial {
     }
 
     pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
+        self.poll_rest(now);
         self.poll_trip(core, now);
         if let Some(node) = core.node() {
             self.poll_slots(core, now, node);
@@ -389,6 +410,17 @@ impl Serial {
         }
     }
 
+    /// The next piece of a frame; the frame is given up when that is late.
+    fn poll_rest(&mut self, now: Instant) {
+        let at = self.rest.as_ref().map(|(at, ..)| *at);
+        if let Some(in_time) = self.due(at, now)
+            && let Some((at, bytes, sampled_at)) = self.rest.take()
+            && in_time
+        {
+            self.put(at, bytes, sampled_at);
+        }
+    }
+
     fn poll_slots(&mut self, core: &mut Core, now: Instant, node: NodeId) {
         if let Some(in_time) = self.due(self.state_at, now) {
             let at = self.state_at.take().unwrap_or(now);
@@ -423,6 +455,13 @@ impl Serial {
             let at = self.here_at.take().unwrap_or(now);
             if in_time {
                 let frame = Frame::Here(node, core.uid.get() as u16);
+                self.say(core, at, &frame, None);
+            }
+        }
+        if let Some(in_time) = self.due(self.call_at, now) {
+            let at = self.call_at.take().unwrap_or(now);
+            if in_time {
+                let frame = Frame::Call(node, core.uid.get() as u16);
                 self.say(core, at, &frame, None);
             }
         }
@@ -517,12 +556,19 @@ impl Serial {
             count = *counter;
         }
         let bytes = superframe::encode(frame, count, core.schedule.seats);
-        let _ = self.out.push_back(signal(at, &bytes, sampled_at));
+        self.put(at, bytes, sampled_at);
+    }
+
+    /// The first piece goes out, the others follow behind minislots.
+    fn put(&mut self, at: Instant, bytes: Bytes, sampled_at: Option<Instant>) {
+        let (piece, rest) = self.timing.split(at, &bytes);
+        let _ = self.out.push_back(signal(at, piece, sampled_at));
+        self.rest = rest.map(|(at, rest)| (at, rest, sampled_at));
     }
 }
 
 /// Bytes for the line.
-pub(crate) fn signal(at: Instant, bytes: &Bytes, sampled_at: Option<Instant>) -> SerialOut {
+pub(crate) fn signal(at: Instant, bytes: &[u8], sampled_at: Option<Instant>) -> SerialOut {
     let mut buffer = [0; MAX_SERIAL];
     for (to, from) in buffer.iter_mut().zip(bytes) {
         *to = *from;
