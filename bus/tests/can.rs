@@ -406,6 +406,26 @@ fn a_slave_gives_up_its_seat_at_the_first_sync_of_a_new_session() {
 }
 
 #[test]
+fn a_slave_that_has_a_seat_but_heard_no_sync_yet_notices_that_its_master_restarted() {
+    for kind in CAN {
+        let mut w = World::new(kind, []);
+        w.run_until(ms(200));
+        // Between two SYNCs it gets a seat; what comes next is the first SYNC of another session.
+        w.run_for(Duration::from_micros(2_000));
+        let i = w.plug(1, RACK);
+        w.run_for(Duration::from_micros(3_000));
+        let node = w.slaves[i].link.node();
+        assert!(node.is_some(), "{kind:?}");
+        w.master = MasterLink::new(*w.master.schedule());
+        w.master.set_session(91);
+        w.slaves[i].events.clear();
+        w.run_for(Duration::from_micros(400));
+        let left = |e: &SlaveEvent| matches!(e, SlaveEvent::Left(LeaveReason::Silence));
+        assert!(w.slaves[i].events.iter().any(|(_, e)| left(e)), "{kind:?}");
+    }
+}
+
+#[test]
 fn who_spoke_before_its_master_restarted_is_not_taken_for_the_next_on_its_seat() {
     for kind in CAN {
         let mut w = World::new(kind, 1..=1);

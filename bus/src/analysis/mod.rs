@@ -216,7 +216,7 @@ pub fn prompt_frames(node: NodeId, uid: Uid, c: Capabilities) -> [Option<CanFram
     };
     [
         join::claim(uid, 0),
-        join::assign(node, uid, true),
+        join::assign(node, uid, 0, true),
         join::confirm(node, uid, description, true),
     ]
 }
