@@ -419,7 +419,10 @@ fn a_slave_that_has_a_seat_but_heard_no_sync_yet_notices_that_its_master_restart
         w.master = MasterLink::new(*w.master.schedule());
         w.master.set_session(91);
         w.slaves[i].events.clear();
-        w.run_for(Duration::from_micros(400));
+        let frames = w.frames;
+        while w.frames == frames {
+            w.run_for(Duration::from_micros(5));
+        }
         let left = |e: &SlaveEvent| matches!(e, SlaveEvent::Left(LeaveReason::Silence));
         assert!(w.slaves[i].events.iter().any(|(_, e)| left(e)), "{kind:?}");
     }
