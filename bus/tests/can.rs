@@ -410,8 +410,12 @@ fn a_slave_that_has_a_seat_but_heard_no_sync_yet_notices_that_its_master_restart
     for kind in CAN {
         let mut w = World::new(kind, []);
         w.run_until(ms(200));
+        let frames = w.frames;
+        while w.frames == frames {
+            w.run_for(Duration::from_micros(5));
+        }
         // Between two SYNCs it gets a seat; what comes next is the first SYNC of another session.
-        w.run_for(Duration::from_micros(2_000));
+        w.run_for(Duration::from_micros(500));
         let i = w.plug(1, RACK);
         w.run_for(Duration::from_micros(3_000));
         let node = w.slaves[i].link.node();
