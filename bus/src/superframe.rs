@@ -71,6 +71,10 @@ pub const FRAGMENT_DATA: usize = FRAGMENT_LEN - HEAD - CHECK - 4;
 pub const MAX_ORDERS: usize = 2;
 /// Most asks behind a beacon. They take the place of a join slot, or where guards are long of two.
 const HEAD_ASKS: u8 = 2;
+/// So late a trip may be; twice at 115200 baud.
+const TRIP: Duration = Duration::from_millis(1);
+/// A call is never cut.
+const LEAST_PIECE: usize = HERE_LEN;
 /// A call is due after so many slots for states, or so long if that is more: then calls take 3 % at most.
 const CALL_SLOTS: u64 = 16;
 const CALL_EVERY: Duration = Duration::from_micros(9_400);
@@ -674,25 +678,37 @@ impl Timing {
     /// Of an RS485 bus; that of 1 Mbaud for any other.
     pub fn of(schedule: &Schedule) -> Self {
         let us = Duration::from_micros;
-        let (bit_ns, brk, piece) = match schedule.kind {
-            BusKind::Rs485At4M => (250, us(6), MAX_SERIAL),
-            // A beacon for 127 seats.
-            _ => (1_000, us(20), 79),
+        let (bit_ns, brk, goal) = match schedule.kind {
+            BusKind::Rs485At4M => (250, us(6), TRIP),
+            BusKind::Rs485At115k => (8_681, us(113), TRIP * 2),
+            _ => (1_000, us(20), TRIP),
         };
+        let guard = schedule.guard;
+        // A trip waits for the end of a minislot that it just missed, a piece and the guards about both, of which a beacon
+        // has one more; then the line is held and clocks differ.
+        let around = (brk * 2 + guard * 5).as_nanos();
+        let piece = goal.as_nanos().saturating_sub(around) / (10 * bit_ns);
         Self {
             bit_ns,
-            guard: schedule.guard,
+            guard,
             brk,
-            piece,
+            // Where hardware asks for longer guards, it sets the pace, and cuts would take more time than they give.
+            piece: match guard <= brk * 2 {
+                true => (piece as usize).clamp(LEAST_PIECE, MAX_SERIAL),
+                false => MAX_SERIAL,
+            },
         }
     }
 
-    /// The shortest guard that transceivers and crystals allow.
-    pub fn guard_of(kind: BusKind) -> Duration {
-        Duration::from_micros(match kind {
-            BusKind::Rs485At4M => 3,
-            _ => 6,
-        })
+    /// The shortest guard that transceivers and, in a cycle, crystals allow that differ by 100 ppm.
+    pub fn guard_of(kind: BusKind, cycle: Duration) -> Duration {
+        let switching = Duration::from_micros(match kind {
+            BusKind::Rs485At4M => 2,
+            BusKind::Rs485At115k => 15,
+            _ => 3,
+        });
+        let crystals = Duration::from_micros((cycle.as_nanos() / 10_000).div_ceil(1_000));
+        switching + crystals
     }
 
     /// Duration of so many characters of 10 bits.
@@ -825,7 +841,7 @@ impl Timing {
     /// What a superframe needs behind its slots: a pair of windows, so many places to join, and the
     /// next beacon.
     pub fn tail(&self, joins: u16, seats: u8) -> Duration {
-        self.pair() + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
+        self.pair() + self.join() * joins.into() + self.mini() + self.beacon(seats) + self.guard * 2
     }
 
     /// Beacon alone.
@@ -855,7 +871,7 @@ pub fn shortest(schedule: &Schedule, c: Capabilities, count: u8, joins: u64) -> 
     let ranging = if c.anchors > 0 { count } else { 0 };
     let calls = t.calls_at_states(count.into()) + t.calls_at_ranges(ranging.into());
     let head = t.head(schedule.seats, MAX_ORDERS) + t.mini() + t.call() * calls;
-    head + slaves + t.pair() + t.join() * joins + t.guard * 2
+    head + slaves + t.pair() + t.join() * joins + t.mini() + t.guard * 2
 }
 
 /// A place in the superframe.
@@ -955,8 +971,8 @@ impl Plan {
         for (_, length) in plan.further_pairs() {
             at += length + timing.mini();
         }
-        // The guards before the next beacon, and its own length.
-        let room = plan.stop().since(at).as_nanos();
+        let last = plan.stop() - timing.mini();
+        let room = last.since(at).as_nanos();
         let join = timing.join().as_nanos().max(1);
         let count = |ns: u64| u16::try_from(ns / join).unwrap_or(u16::MAX);
         plan.joins = count(room);
@@ -975,7 +991,7 @@ impl Plan {
         plan
     }
 
-    /// When everything but the next beacon is over.
+    /// When everything but the next beacon and the guards before it is over, the last minislot too.
     fn stop(&self) -> Instant {
         self.beacon + self.length - self.timing.beacon(self.seats) - self.timing.guard * 2
     }
@@ -1081,11 +1097,14 @@ impl Plan {
             let (place, mut length) = next.next()?;
             let start = at;
             if place == Place::Idle {
-                let left = stop.since(start);
-                if left < t.mini() {
-                    return None;
-                }
-                length = t.bytes(t.piece).min(left - t.mini());
+                // The last minislot ends just before the guards of the next beacon.
+                let left = stop.since(start).as_nanos();
+                let mini = t.mini().as_nanos();
+                let piece = t.bytes(t.piece).as_nanos();
+                length = Duration::from_nanos(match left.checked_sub(mini)? {
+                    left if left > piece => piece.min(left.saturating_sub(mini)),
+                    left => left,
+                });
             }
             let minislot = start + length + t.guard;
             at = minislot + t.brk + t.guard;
@@ -1093,25 +1112,28 @@ impl Plan {
         })
     }
 
-    /// Starts of all minislots in order, up to the end of the next beacon.
+    /// Starts of all minislots in order, from the start of the beacon to the end of the next one.
     pub fn minislots(&self) -> impl Iterator<Item = Instant> {
         let t = self.timing;
         let beacon = beacon_len(self.seats);
         let head = beacon + usize::from(self.orders) * ORDER_LEN;
         let length = t.beacon(self.seats);
         let head = t.minislots_in(self.beacon - length, head);
-        let head = head.filter(|m| *m >= self.beacon);
         let places = self.places().flat_map(move |(place, start, minislot)| {
+            let is_join = place == Place::Join;
             let len = match place {
                 Place::State(node) => self.role(node).state_len(),
                 Place::Ranges(node) => self.role(node).ranges_len(),
                 Place::ToSlave | Place::ToMaster => Some(FRAGMENT_LEN),
+                Place::Join => Some(CLAIM_LEN),
                 _ => None,
             };
-            let claim = start + t.bytes(CLAIM_LEN) + t.guard;
-            let claim = (place == Place::Join && t.is_join_cut()).then_some(claim);
-            let inner = t.minislots_in(start, len.unwrap_or(0));
-            inner.chain(claim).chain([minislot])
+            let claimed = start + t.run(CLAIM_LEN) + t.guard;
+            let claimed = (is_join && t.is_join_cut()).then_some(claimed);
+            let answer = if is_join { ANSWER_LEN } else { 0 };
+            let inner = t.minislots_in(start, len.unwrap_or(0)).chain(claimed);
+            let inner = inner.chain(t.minislots_in(start + t.answer(), answer));
+            inner.chain([minislot])
         });
         let next = t.minislots_in(self.beacon + self.length - length, beacon);
         head.chain(places).chain(next)

@@ -251,7 +251,7 @@ impl Worst {
         let taken = (plan.ranges - RANGING).max(end);
         spans.ranging = spans.ranging.min(taken.since(end));
         let mut before: Option<Instant> = None;
-        for minislot in plan.minislots() {
+        for minislot in plan.minislots().filter(|at| *at >= end) {
             match before {
                 Some(before) => self.gap = self.gap.max(minislot.since(before)),
                 None => self.latest_first = self.latest_first.max(minislot.since(end)),

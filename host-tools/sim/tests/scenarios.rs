@@ -120,7 +120,7 @@ fn a_full_rack_joins_every_bus_and_loses_nothing() {
         );
         // Joining slaves find each other by colliding on the line. On CAN identifiers decide, and
         // only the SYNC that the master sends before the first slave is up finds no acknowledgement.
-        let on_can = !matches!(kind, BusKind::Rs485At1M | BusKind::Rs485At4M);
+        let on_can = !kind.is_serial();
         assert!(!on_can || rack.error_frames <= 1, "{}", report.bus);
         assert!(!rack.latency.is_empty(), "{}", report.bus);
         if matches!(kind, BusKind::Can1M | BusKind::CanFd) {
