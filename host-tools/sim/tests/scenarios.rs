@@ -133,7 +133,7 @@ fn a_full_rack_joins_every_bus_and_loses_nothing() {
 
 #[test]
 fn as_many_slaves_as_there_are_seats_join_can_fd_and_rs485_at_4_mbaud() {
-    for (kind, cycle_ms) in [(BusKind::CanFd, 30.0), (BusKind::Rs485At4M, 27.0)] {
+    for (kind, cycle_ms) in [(BusKind::CanFd, 30.0), (BusKind::Rs485At4M, 29.0)] {
         let mut scenario = load("rack-127");
         scenario.set_bus(kind);
         scenario.set_cycle_ms(cycle_ms);
