@@ -199,10 +199,22 @@ impl Serial {
             } else {
                 self.dismissed_at = Some(plan.origin());
             }
-        } else if let Some(at) = core.claim_at(end)
+        }
+        self.plan = Some(plan);
+        self.start_claiming(core, end);
+    }
+
+    /// Without a seat: a claim in the join slots of this superframe, if they are still to come.
+    fn start_claiming(&mut self, core: &Core, now: Instant) {
+        if core.node().is_some() {
+            return;
+        }
+        if let Some(plan) = &self.plan
+            && let Some(at) = core.claim_at(now)
             && plan.join(0).is_some_and(|first| at <= first)
         {
-            let hash = core.noise(beacon.sync.cycle.into());
+            let (_, cycle) = core.clock.last.unwrap_or_default();
+            let hash = core.noise(cycle.into());
             self.claiming = Some(Claiming {
                 slot: 0,
                 turns: hash as u32 & ((1 << plan.depth.min(31)) - 1),
@@ -212,7 +224,6 @@ impl Serial {
                 heard: Heard::Nothing,
             });
         }
-        self.plan = Some(plan);
     }
 
     /// What was planned for the superframe that is over.
@@ -297,6 +308,8 @@ impl Serial {
                 let hold = core.random(now.as_nanos(), limit);
                 let hold = if early { hold } else { Duration::ZERO };
                 core.leave(now, LeaveReason::Silence, hold);
+                // Places to join are still to come.
+                self.start_claiming(core, now);
             }
         }
         if let Some((at, tag)) = self.range

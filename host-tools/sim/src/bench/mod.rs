@@ -228,7 +228,7 @@ impl Bench {
         while !net.agrees() && net.now < end {
             net.run_for(Duration::from_millis(20));
         }
-        net.run_for(Duration::from_millis(100));
+        net.run_for(Duration::from_millis(100).max(plan.schedule.cycle * 4));
         net.take_log();
         net
     }
