@@ -44,6 +44,8 @@ pub(super) struct Serial {
     joined: Instant,
     /// A beacon has counted us as a member since.
     confirmed: bool,
+    /// A beacon was missed since, and so our slot.
+    missed: bool,
     /// Seats in a row that were lost before the master ever heard us.
     unheard: u32,
     /// The master has asked us: our half of the window.
@@ -103,6 +105,7 @@ impl Serial {
             dismissed_at: None,
             joined: Instant::ZERO,
             confirmed: false,
+            missed: false,
             unheard: 0,
             answer: None,
             here_at: None,
@@ -179,6 +182,8 @@ impl Serial {
         core.stats.overwritten += u64::from(self.state_at.is_some());
         core.stats.overwritten += u64::from(self.ranges_at.is_some());
         self.leave_superframe();
+        let last = core.clock.last.map(|(_, cycle)| cycle);
+        self.missed |= last.is_some_and(|last| beacon.sync.cycle.wrapping_sub(last) > 1);
         core.sync(end, &beacon.sync);
         if let Some(node) = core.node() {
             // No longer than the offer stands: after that the seat may be another's.
@@ -252,6 +257,7 @@ impl Serial {
                 self.claiming = None;
                 self.joined = now;
                 self.confirmed = false;
+                self.missed = false;
                 self.numbers = Numbers::default();
                 self.orders = Receiver::Nothing;
                 self.orders_to_all = Receiver::Nothing;
@@ -300,9 +306,9 @@ impl Serial {
         if self.dismissed_at.is_some_and(|at| now >= at) {
             self.dismissed_at = None;
             if core.node().is_some() {
-                // Never heard in our slot: perhaps a device with our id speaks there too, and is
-                // not to meet us again.
-                let early = now.since(self.joined) < core.schedule.cycle * 5;
+                // Never heard in our slot, though we heard every beacon: perhaps a device with our id speaks
+                // there too, and is not to meet us again.
+                let early = !self.missed && now.since(self.joined) < core.schedule.cycle * 5;
                 self.unheard = if early { (self.unheard + 1).min(4) } else { 0 };
                 let limit = UNHEARD * (1 << self.unheard);
                 let hold = core.random(now.as_nanos(), limit);
