@@ -15,7 +15,7 @@
 //! confirmation.
 //!
 //! ```text
-//! pppp 0 00 00000000000 rrrr nnnnnnn   assign (r = 0), release (r = reason); p = 15, or 2 and
+//! pppp 0 00 000cccccccc rrrr nnnnnnn   assign (r = 0, c = number of the cycle), release (r = reason, c = 0); p = 15, or 2 and
 //! pppp 0 01 0000000000000000 nnnnnnn   confirm                              1 instead of the first 0
 //! pppp 0 1h hhhhhhhhhhhhhhhh hhhhhhh   claim (23 bits of hash)              behind it when prompt
 //! 1111 1 00 000000000000000d nnnnnnn   management, d = 0 to the slave, 1 to the master
@@ -28,7 +28,7 @@ use crate::wire::class;
 use helio_units::{NodeId, Uid};
 
 /// Version of everything in this crate that two devices must agree on, `0..=15`.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 const JOIN: u32 = 0xf << 25;
 /// Prompt frames have this instead. The seat bits of SYNC's class, which are 0 in SYNC, begin with 1.
@@ -37,9 +37,11 @@ const PROMPT: u32 = (class::SYNC as u32) << 25 | 1 << 24;
 /// their lowest bits differ.
 pub const PROMPT_IDS: [(u32, u32); 3] = [
     (PROMPT | CLAIM & BODY, HASH_BITS),
-    (PROMPT, 7),
+    (PROMPT, ASSIGN_BITS),
     (PROMPT | CONFIRM & BODY, 7),
 ];
+/// Seat, reason and cycle of an assignment.
+const ASSIGN_BITS: u32 = 19;
 /// Bits that tell the kind and whose it is.
 const BODY: u32 = (1 << 24) - 1;
 /// The most urgent 29-bit identifier; the lower 25 bits tell what and whose.
@@ -67,6 +69,8 @@ pub enum Extended<'a> {
     Assign {
         node: NodeId,
         uid: Uid,
+        /// Number of the cycle under way: by it the slave tells whether the next SYNC is of the same session.
+        cycle: u8,
         prompt: bool,
     },
     /// The master takes a seat back: from `uid`, from whoever sits on `node`, or with both from
@@ -197,8 +201,11 @@ fn claimed_by(id: u32, data: &[u8]) -> Option<Uid> {
 }
 
 /// Frame of an assignment.
-pub fn assign(node: NodeId, uid: Uid, prompt: bool) -> Option<CanFrame> {
-    let id = urgency(JOIN | u32::from(node.get()), prompt);
+pub fn assign(node: NodeId, uid: Uid, cycle: u8, prompt: bool) -> Option<CanFrame> {
+    let id = urgency(
+        JOIN | u32::from(cycle) << 11 | u32::from(node.get()),
+        prompt,
+    );
     CanFrame::new(CanId::Extended(id), false, &uid.get().to_le_bytes())
 }
 
@@ -275,18 +282,21 @@ pub fn decode(frame: &CanFrame) -> Option<Extended<'_>> {
         });
     }
     let uid = uid()?;
-    match (id & !JOIN) >> 7 {
-        0 => Some(Extended::Assign {
+    let cycle = u8::try_from((id & !JOIN) >> 11).ok()?;
+    match (id >> 7 & 0xf, cycle) {
+        (0, _) => Some(Extended::Assign {
             node: node?,
             uid: uid?,
+            cycle,
             prompt,
         }),
-        code => Some(Extended::Release {
+        (code, 0) => Some(Extended::Release {
             node,
             uid,
             reason: reason(u8::try_from(code).ok()?)?,
             prompt,
         }),
+        _ => None,
     }
 }
 
@@ -302,7 +312,7 @@ pub fn slave_accepts(frame_id: CanId, own: Option<NodeId>) -> bool {
         CanId::Extended(id) if id & MANAGEMENT == MANAGEMENT => {
             own.is_some_and(|own| management_id(own, false) == frame_id)
         }
-        CanId::Extended(id) => matches!(id & !0x7ff, JOIN | PROMPT),
+        CanId::Extended(id) => matches!(id >> ASSIGN_BITS << ASSIGN_BITS, JOIN | PROMPT),
     }
 }
 
@@ -329,9 +339,16 @@ mod tests {
         let read = |frame: &Option<CanFrame>| {
             decode(frame.as_ref().expect("a frame")).map(|e| match e {
                 Extended::Claim { uid, prompt } => (u8::from(prompt) << 7, 0, uid.get()),
-                Extended::Assign { node, uid, prompt } => {
-                    (1 | u8::from(prompt) << 7, node.get(), uid.get())
-                }
+                Extended::Assign {
+                    node,
+                    uid,
+                    cycle,
+                    prompt,
+                } => (
+                    1 | u8::from(prompt) << 7,
+                    node.get(),
+                    uid.get() ^ u64::from(cycle),
+                ),
                 Extended::Release {
                     node, uid, reason, ..
                 } => (
@@ -354,8 +371,12 @@ mod tests {
         assert_eq!(read(&claim(uid, 0)), Some((0x80, 0, uid.get())));
         assert_eq!(read(&claim(uid, 7)), Some((0, 0, uid.get())));
         for (prompt, kind) in [(false, 1), (true, 0x81)] {
-            let out = assign(node(127), uid, prompt);
-            assert_eq!(read(&out), Some((kind, 127, uid.get())));
+            for cycle in [0, 1, 255] {
+                let out = assign(node(127), uid, cycle, prompt);
+                assert_eq!(read(&out), Some((kind, 127, uid.get() ^ u64::from(cycle))));
+                let heard = out.is_some_and(|frame| slave_accepts(frame.id, None));
+                assert!(heard);
+            }
         }
         let out = release(None, Some(uid), LeaveReason::Full, true);
         assert_eq!(read(&out), Some((15, 0, uid.get())));

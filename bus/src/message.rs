@@ -265,16 +265,19 @@ pub enum BusKind {
     Rs485At1M,
     /// RS485, 4 Mbaud, 8N1.
     Rs485At4M,
+    /// RS485, 115200 baud, 8N1.
+    Rs485At115k,
 }
 
 impl BusKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Can500k,
         Self::Can1M,
         Self::CanFd,
         Self::Rs485At1M,
         Self::Rs485At4M,
+        Self::Rs485At115k,
     ];
 
     /// As commands, scenario files and clients write it.
@@ -285,7 +288,13 @@ impl BusKind {
             Self::CanFd => "canfd",
             Self::Rs485At1M => "rs485-1m",
             Self::Rs485At4M => "rs485-4m",
+            Self::Rs485At115k => "rs485-115k",
         }
+    }
+
+    /// Whether it is RS485, not CAN.
+    pub const fn is_serial(self) -> bool {
+        matches!(self, Self::Rs485At1M | Self::Rs485At4M | Self::Rs485At115k)
     }
 
     /// The bus of this name.

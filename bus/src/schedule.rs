@@ -75,14 +75,16 @@ impl Schedule {
             BusKind::Can1M => (us(20_000), us(10_000), 127),
             BusKind::CanFd => (us(10_000), us(5_000), 127),
             // As short as 32 slots of cells and a few anchors allow, with two places to join.
-            BusKind::Rs485At1M => (us(27_600), us(19_500), 32),
+            BusKind::Rs485At1M => (us(28_100), us(20_000), 32),
             BusKind::Rs485At4M => (us(10_000), us(5_000), 32),
+            // The same; fewer slaves want a shorter one.
+            BusKind::Rs485At115k => (us(264_000), us(190_000), 32),
         };
         Self {
             kind,
             seats,
             cycle,
-            guard: Timing::guard_of(kind),
+            guard: Timing::guard_of(kind, cycle),
             ranges_phase,
             sample_grace: us(300),
             silence: silence(kind, cycle),
@@ -119,7 +121,10 @@ impl Schedule {
     /// needs, with two places to join. No guard is shorter than that of [`Self::for_bus`], and
     /// at most 127 seats and 1 s are taken.
     pub fn with_guard(self, seats: u8, guard: Duration) -> Self {
-        let guard = guard.clamp(Timing::guard_of(self.kind), Duration::from_secs(1));
+        let guard = guard.clamp(
+            Timing::guard_of(self.kind, self.cycle),
+            Duration::from_secs(1),
+        );
         let seats = seats.clamp(1, 127);
         let least = Self {
             seats,
@@ -148,6 +153,7 @@ impl Schedule {
         };
         Self {
             cycle,
+            guard: self.guard.max(Timing::guard_of(self.kind, cycle)),
             ranges_phase: scale(self.ranges_phase),
             sample_grace: scale(self.sample_grace),
             silence: silence(self.kind, cycle),
@@ -217,7 +223,7 @@ impl Schedule {
 
     /// Whether the bus is CAN, classic or FD.
     pub(crate) fn can(&self) -> bool {
-        !matches!(self.kind, BusKind::Rs485At1M | BusKind::Rs485At4M)
+        !self.kind.is_serial()
     }
 
     /// A slave with these capabilities is gone after so long.
@@ -234,7 +240,7 @@ impl Schedule {
 fn silence(kind: BusKind, cycle: Duration) -> Duration {
     match kind {
         // Three missing, and the third had its chance to come. On CAN it was asked meanwhile.
-        BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 320),
+        _ if kind.is_serial() => part(cycle, 320),
         _ => cycle * 2,
     }
 }
@@ -243,7 +249,7 @@ fn silence(kind: BusKind, cycle: Duration) -> Duration {
 /// comes when it comes by a clock that is a little slower.
 fn master_silence(kind: BusKind, cycle: Duration) -> Duration {
     match kind {
-        BusKind::Rs485At1M | BusKind::Rs485At4M => part(cycle, 310),
+        _ if kind.is_serial() => part(cycle, 310),
         _ => cycle * 3,
     }
 }
@@ -258,6 +264,8 @@ mod tests {
     use super::*;
     use std::println;
 
+    const SERIAL: [BusKind; 3] = [BusKind::Rs485At1M, BusKind::Rs485At4M, BusKind::Rs485At115k];
+
     #[test]
     fn superframes_fit_32_slaves_with_cells_and_a_few_anchors() {
         let rack = Capabilities {
@@ -265,7 +273,7 @@ mod tests {
             temps: 8,
             anchors: 4,
         };
-        for kind in [BusKind::Rs485At1M, BusKind::Rs485At4M] {
+        for kind in SERIAL {
             let schedule = Schedule::for_bus(kind);
             let least = shortest(&schedule, rack, 32, 2);
             println!("{kind:?}: shortest superframe {} us", least.as_micros());
@@ -283,11 +291,14 @@ mod tests {
             temps: 8,
             anchors: 4,
         };
-        for kind in [BusKind::Rs485At1M, BusKind::Rs485At4M] {
+        for kind in SERIAL {
             for (seats, guard_us) in [(1, 0), (4, 100), (32, 60), (32, 5_000), (127, 5_000)] {
                 let guard = Duration::from_micros(guard_us);
                 let schedule = Schedule::for_bus(kind).with_guard(seats, guard);
-                assert!(schedule.guard >= guard && schedule.guard >= Timing::guard_of(kind));
+                assert!(
+                    schedule.guard >= guard
+                        && schedule.guard >= Timing::guard_of(kind, schedule.cycle)
+                );
                 assert!(schedule.cycle >= shortest(&schedule, rack, seats, 2));
                 assert!(schedule.silence > schedule.cycle * 3);
                 assert!(schedule.ranges_phase < schedule.cycle);

@@ -993,6 +993,13 @@ impl<const SEATS: usize> Seats<SEATS> {
     }
 
     fn offer(&mut self, now: Instant, schedule: &Schedule, node: NodeId, uid: Uid) {
+        // Its old seat, if that is offered to another meanwhile, is its own no longer: or it would have two
+        // when the other one does not take it.
+        for seat in &mut self.seats {
+            if let State::Offered { before, .. } = &mut seat.state {
+                *before = before.filter(|device| device.uid != uid);
+            }
+        }
         let Some(seat) = self.seats.get_mut(node.index()) else {
             return;
         };

@@ -1,10 +1,16 @@
 //! RS485: how frames are spelt, and where in the superframe everything has its place.
 //!
 //! ```text
-//! beacon+orders |m| asks |m| state 1 |m| ... | to slave |m| to master |m| ranges 1 |m| ... | more pairs | join |m| join |m| ...
-//! master         |  '- if any         '- a pair of windows, or asks                                    '- claim, answer
-//!                '- minislot: whoever trips holds the line low
+//! beacon+orders |m| asks |m| call |m| state 1 |m| ... | call |m| to slave |m| to master |m| ranges 1 |m| ... | more pairs
+//! master         |  '- if any '- whoever is not itself     '- a pair of windows, or asks          | join |m| join |m| idle |m|
+//!                '- minislot: whoever trips holds the line low                                    '- claim, answer
 //! ```
+//!
+//! Minislots come so often that a trip is heard in time whoever speaks: what is longer than a piece ([`Timing::piece`])
+//! is cut, with a minislot behind each piece, and the time that is left at the end is cut, too.
+//!
+//! A call is for a slave whose core asks for more than its share: it says so a few ms later and need not wait for its
+//! own slot.
 //!
 //! Who was silent in its slot is asked at the next opportunity, in the pair between states and ranges or behind
 //! the beacon, and answers at once, even if it heard no beacon: `ask | guard | here | guard`.
@@ -38,6 +44,7 @@ mod kind {
     pub const ANSWER: u8 = 0xc2;
     pub const ASK: u8 = 0xd1;
     pub const HERE: u8 = 0xd2;
+    pub const CALL: u8 = 0xd3;
     pub const TO_SLAVE: u8 = 0xc4;
     pub const TO_MASTER: u8 = 0xc8;
 }
@@ -62,8 +69,17 @@ const FEW: usize = 4;
 pub const FRAGMENT_DATA: usize = FRAGMENT_LEN - HEAD - CHECK - 4;
 /// Orders that follow a beacon at most.
 pub const MAX_ORDERS: usize = 2;
-/// Asks behind a beacon. They take the place of a join slot, or where guards are long of two.
-pub const HEAD_ASKS: u8 = 2;
+/// Most asks behind a beacon. They take the place of a join slot, or where guards are long of two.
+const HEAD_ASKS: u8 = 2;
+/// So late a trip may be; twice at 115200 baud.
+const TRIP: Duration = Duration::from_millis(1);
+/// A call is never cut.
+const LEAST_PIECE: usize = HERE_LEN;
+/// A call is due after so many slots for states, or so long if that is more: then calls take 3 % at most.
+const CALL_SLOTS: u64 = 16;
+const CALL_EVERY: Duration = Duration::from_micros(9_400);
+/// Fewer join slots than this are too short a time for a call between them.
+const CALL_JOINS: u16 = 4;
 /// Window pairs that a beacon can announce.
 pub const MAX_PAIRS: u8 = 15;
 /// A stretched superframe in hundredths of a cycle: enough for nearly every 32 that claim at once.
@@ -202,6 +218,8 @@ pub enum Frame {
     Ask(NodeId),
     /// Its answer, with the lowest part of its id.
     Here(NodeId, u16),
+    /// A member, with the lowest part of its id: its core asks for more than its share.
+    Call(NodeId, u16),
     ToSlave(NodeId, Fragment),
     ToMaster(NodeId, Fragment),
 }
@@ -218,7 +236,7 @@ pub fn length(kind: u8, seats: u8) -> Option<usize> {
         kind::CLAIM => CLAIM_LEN,
         kind::ANSWER => ANSWER_LEN,
         kind::ASK => ASK_LEN,
-        kind::HERE => HERE_LEN,
+        kind::HERE | kind::CALL => HERE_LEN,
         kind::TO_SLAVE | kind::TO_MASTER => FRAGMENT_LEN,
         _ => return None,
     })
@@ -234,6 +252,7 @@ pub fn is_for_master(kind: u8) -> bool {
             | kind::ALL_RANGES
             | kind::CLAIM
             | kind::HERE
+            | kind::CALL
             | kind::TO_MASTER
     )
 }
@@ -256,7 +275,7 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
     let counter = match frame {
         Frame::Answer(Answer::Release { reason, .. }) => reason_code(*reason),
         Frame::Answer(_) => 0,
-        Frame::Here(_, uid) => *uid as u8,
+        Frame::Here(_, uid) | Frame::Call(_, uid) => *uid as u8,
         _ => counter,
     };
     let (kind, node) = match frame {
@@ -274,6 +293,7 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
         Frame::Answer(_) => (kind::ANSWER, 0),
         Frame::Ask(node) => (kind::ASK, node.get()),
         Frame::Here(node, _) => (kind::HERE, node.get()),
+        Frame::Call(node, _) => (kind::CALL, node.get()),
         Frame::ToSlave(node, _) => (kind::TO_SLAVE, node.get()),
         Frame::ToMaster(node, _) => (kind::TO_MASTER, node.get()),
     };
@@ -312,7 +332,7 @@ pub fn encode(frame: &Frame, counter: u8, seats: u8) -> Bytes {
         }
         Frame::Answer(Answer::Split) => put_uid(w, None),
         Frame::Ask(_) => {}
-        Frame::Here(_, uid) => w.put((*uid >> 8).into(), 8),
+        Frame::Here(_, uid) | Frame::Call(_, uid) => w.put((*uid >> 8).into(), 8),
         Frame::ToSlave(_, fragment) | Frame::ToMaster(_, fragment) => put_fragment(w, fragment),
     })
 }
@@ -415,6 +435,7 @@ pub fn decode(bytes: &[u8], seats: u8) -> Option<Decoded> {
         }),
         kind::ASK => Frame::Ask(seat?),
         kind::HERE => Frame::Here(seat?, u16::from_le_bytes([*counter, r.take(8) as u8])),
+        kind::CALL => Frame::Call(seat?, u16::from_le_bytes([*counter, r.take(8) as u8])),
         kind::TO_SLAVE => Frame::ToSlave(seat?, take_fragment(r)?),
         kind::TO_MASTER => Frame::ToMaster(seat?, take_fragment(r)?),
         _ => return None,
@@ -528,6 +549,7 @@ pub fn decode_message(bytes: &[u8], seats: u8) -> Option<wire::Decoded> {
         | Frame::Answer(_)
         | Frame::Ask(_)
         | Frame::Here(..)
+        | Frame::Call(..)
         | Frame::ToSlave(..)
         | Frame::ToMaster(..) => return None,
     };
@@ -547,6 +569,8 @@ pub struct Parser {
     from: usize,
     /// End of the last byte.
     last: Instant,
+    /// Bytes since the last pause.
+    run: usize,
 }
 
 impl Parser {
@@ -555,19 +579,25 @@ impl Parser {
             bytes: Bytes::new(),
             from: 0,
             last: Instant::ZERO,
+            run: 0,
         }
     }
 
     /// Bytes came; `now` is the end of the last one.
     pub fn push(&mut self, timing: &Timing, now: Instant, bytes: &[u8]) {
         let start = now - timing.bytes(bytes.len());
-        // A frame has no gaps: what a pause cut off is not continued. Where the guard is long, a
-        // receiver may be so late, too.
-        let gap = Duration::from_nanos(timing.guard.as_nanos() / 2);
-        if start.since(self.last) > timing.bytes(2).max(gap) {
-            self.clear();
+        // A frame has no gaps but behind a piece: what any other pause cut off is not continued. Where the
+        // guard is long, a receiver may be so late, too.
+        let gap = Duration::from_nanos(timing.guard.as_nanos() / 2).max(timing.bytes(2));
+        let pause = start.since(self.last);
+        if pause > gap {
+            if !self.at_cut(timing) || pause > timing.mini() + gap {
+                self.clear();
+            }
+            self.run = 0;
         }
         self.last = now;
+        self.run += bytes.len();
         for byte in bytes {
             if self.bytes.is_full() {
                 self.drop_front((self.bytes.len() / 2).max(1));
@@ -579,6 +609,19 @@ impl Parser {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.from = 0;
+        self.run = 0;
+    }
+
+    /// A break came in a minislot, which may be one behind a piece.
+    pub fn cut(&mut self, timing: &Timing) {
+        if !self.at_cut(timing) {
+            self.clear();
+        }
+    }
+
+    /// Whether what came last was a whole piece, so that more of its frame may follow.
+    fn at_cut(&self, timing: &Timing) -> bool {
+        self.run > 0 && self.run.is_multiple_of(timing.piece.max(1))
     }
 
     /// The next frame, and its end.
@@ -619,6 +662,8 @@ pub struct Timing {
     pub guard: Duration,
     /// How long a tripping slave holds the line low.
     pub brk: Duration,
+    /// Most characters between two minislots.
+    pub piece: usize,
 }
 
 impl Timing {
@@ -627,28 +672,43 @@ impl Timing {
         bit_ns: 0,
         guard: Duration::ZERO,
         brk: Duration::ZERO,
+        piece: MAX_SERIAL,
     };
 
     /// Of an RS485 bus; that of 1 Mbaud for any other.
     pub fn of(schedule: &Schedule) -> Self {
         let us = Duration::from_micros;
-        let (bit_ns, brk) = match schedule.kind {
-            BusKind::Rs485At4M => (250, us(6)),
-            _ => (1_000, us(20)),
+        let (bit_ns, brk, goal) = match schedule.kind {
+            BusKind::Rs485At4M => (250, us(6), TRIP),
+            BusKind::Rs485At115k => (8_681, us(113), TRIP * 2),
+            _ => (1_000, us(20), TRIP),
         };
+        let guard = schedule.guard;
+        // A trip waits for the end of a minislot that it just missed, a piece and the guards about both, of which a beacon
+        // has one more; then the line is held and clocks differ.
+        let around = (brk * 2 + guard * 5).as_nanos();
+        let piece = goal.as_nanos().saturating_sub(around) / (10 * bit_ns);
         Self {
             bit_ns,
-            guard: schedule.guard,
+            guard,
             brk,
+            // Where hardware asks for longer guards, it sets the pace, and cuts would take more time than they give.
+            piece: match guard <= brk * 2 {
+                true => (piece as usize).clamp(LEAST_PIECE, MAX_SERIAL),
+                false => MAX_SERIAL,
+            },
         }
     }
 
-    /// The shortest guard that transceivers and crystals allow.
-    pub fn guard_of(kind: BusKind) -> Duration {
-        Duration::from_micros(match kind {
-            BusKind::Rs485At4M => 3,
-            _ => 6,
-        })
+    /// The shortest guard that transceivers and, in a cycle, crystals allow that differ by 100 ppm.
+    pub fn guard_of(kind: BusKind, cycle: Duration) -> Duration {
+        let switching = Duration::from_micros(match kind {
+            BusKind::Rs485At4M => 2,
+            BusKind::Rs485At115k => 15,
+            _ => 3,
+        });
+        let crystals = Duration::from_micros((cycle.as_nanos() / 10_000).div_ceil(1_000));
+        switching + crystals
     }
 
     /// Duration of so many characters of 10 bits.
@@ -656,9 +716,36 @@ impl Timing {
         Duration::from_nanos(self.bit_ns * 10 * count as u64)
     }
 
+    /// Of a frame, or of several back to back, with the minislots in it.
+    pub fn run(&self, len: usize) -> Duration {
+        self.bytes(len) + self.mini() * self.cuts(len)
+    }
+
+    /// Minislots in a run.
+    fn cuts(&self, len: usize) -> u64 {
+        (len.div_ceil(self.piece.max(1)) as u64).saturating_sub(1)
+    }
+
+    /// Those minislots, of a run that starts at an instant.
+    fn minislots_in(self, start: Instant, len: usize) -> impl Iterator<Item = Instant> {
+        let t = self;
+        let each = t.bytes(t.piece) + t.mini();
+        (0..t.cuts(len)).map(move |cut| start + each * cut + t.bytes(t.piece) + t.guard)
+    }
+
+    /// What of a run is sent at once, and when what is left of it is due.
+    pub fn split<'a>(&self, at: Instant, run: &'a [u8]) -> (&'a [u8], Option<(Instant, Bytes)>) {
+        let (piece, rest) = run.split_at(run.len().min(self.piece));
+        let rest = Bytes::from_slice(rest).ok().filter(|rest| !rest.is_empty());
+        (
+            piece,
+            rest.map(|rest| (at + self.bytes(self.piece) + self.mini(), rest)),
+        )
+    }
+
     /// From the start of a frame to the start of the next: minislot between two guards.
-    fn slot(&self, len: usize) -> Duration {
-        self.bytes(len) + self.mini()
+    pub fn slot(&self, len: usize) -> Duration {
+        self.run(len) + self.mini()
     }
 
     /// A minislot between its guards.
@@ -671,16 +758,40 @@ impl Timing {
         self.bytes(ASK_LEN + HERE_LEN) + self.guard * 2
     }
 
+    /// Asks that fit into a run of so many characters, as none goes over a minislot.
+    fn asks_in(&self, len: usize) -> u8 {
+        let each = (self.bytes(len).as_nanos()).checked_div(self.ask().as_nanos());
+        u8::try_from(each.unwrap_or(0)).unwrap_or(u8::MAX)
+    }
+
+    /// When each of the asks in one half of a pair begins, from the start of that half.
+    fn asks_in_half(self) -> impl Iterator<Item = Duration> {
+        let t = self;
+        let pieces = (0..=t.cuts(FRAGMENT_LEN)).zip((0..FRAGMENT_LEN).step_by(t.piece.max(1)));
+        pieces.flat_map(move |(cut, from)| {
+            let start = t.bytes(from) + t.mini() * cut;
+            let asks = t.asks_in(t.piece.min(FRAGMENT_LEN - from));
+            (0..asks).map(move |ask| start + t.ask() * ask.into())
+        })
+    }
+
     /// Asks that fit into a pair of windows, in each half the same. None where the guard is long: there only
     /// silence tells.
     pub fn asks_in_pair(&self) -> u8 {
-        let each = (self.bytes(FRAGMENT_LEN).as_nanos()).checked_div(self.ask().as_nanos());
-        2 * each.unwrap_or(0) as u8
+        2 * self.asks_in_half().count() as u8
     }
 
-    /// A join slot: claim, guard, answer, minislot.
+    /// Asks that fit behind a beacon.
+    pub fn head_asks(&self) -> u8 {
+        match self.asks_in_pair() {
+            0 => 0,
+            _ => HEAD_ASKS.min(self.asks_in(self.piece)),
+        }
+    }
+
+    /// A join slot: claim, guard (a minislot, where both are longer than a piece), answer, minislot.
     fn join(&self) -> Duration {
-        self.bytes(CLAIM_LEN) + self.guard + self.slot(ANSWER_LEN)
+        self.answer() + self.slot(ANSWER_LEN)
     }
 
     /// A pair of windows.
@@ -690,23 +801,63 @@ impl Timing {
 
     /// From the start of a join slot to the master's answer.
     pub fn answer(&self) -> Duration {
-        self.bytes(CLAIM_LEN) + self.guard
+        match self.is_join_cut() {
+            true => self.slot(CLAIM_LEN),
+            false => self.bytes(CLAIM_LEN) + self.guard,
+        }
+    }
+
+    fn is_join_cut(&self) -> bool {
+        CLAIM_LEN + ANSWER_LEN > self.piece
+    }
+
+    /// A place for a call.
+    pub fn call(&self) -> Duration {
+        self.slot(HERE_LEN)
+    }
+
+    /// So many of something come between two calls.
+    fn between_calls(&self, each: Duration, room: Duration) -> u64 {
+        let fit = room.as_nanos().checked_div(each.as_nanos());
+        fit.unwrap_or(0).max(CALL_SLOTS)
+    }
+
+    /// Calls before and behind so many states.
+    pub fn calls_at_states(&self, states: u32) -> u64 {
+        let between = self.between_calls(self.slot(STATE_LEN), CALL_EVERY);
+        u64::from(states).div_ceil(between) + 1
+    }
+
+    /// Calls in the pass of so many ranges.
+    pub fn calls_at_ranges(&self, ranges: u32) -> u64 {
+        u64::from(ranges.saturating_sub(1)) / self.ranges_between_calls()
+    }
+
+    fn ranges_between_calls(&self) -> u64 {
+        let room = CALL_EVERY.as_nanos().saturating_sub(self.pair().as_nanos());
+        self.between_calls(self.slot(ALL_RANGES_LEN), Duration::from_nanos(room))
     }
 
     /// What a superframe needs behind its slots: a pair of windows, so many places to join, and the
     /// next beacon.
     pub fn tail(&self, joins: u16, seats: u8) -> Duration {
-        self.pair() + self.join() * joins.into() + self.beacon(seats) + self.guard * 2
-    }
-
-    /// The most orders behind a beacon.
-    pub fn orders(&self) -> Duration {
-        self.bytes(MAX_ORDERS * ORDER_LEN)
+        self.pair() + self.join() * joins.into() + self.mini() + self.beacon(seats) + self.guard * 2
     }
 
     /// Beacon alone.
     pub fn beacon(&self, seats: u8) -> Duration {
-        self.bytes(beacon_len(seats))
+        self.run(beacon_len(seats))
+    }
+
+    /// Beacon and so many orders.
+    pub fn head(&self, seats: u8, orders: usize) -> Duration {
+        self.run(beacon_len(seats) + orders * ORDER_LEN)
+    }
+
+    /// The most orders behind a beacon, with the minislots that they make necessary.
+    pub fn orders(&self, seats: u8) -> Duration {
+        let all = self.head(seats, MAX_ORDERS);
+        Duration::from_nanos(all.as_nanos() - self.beacon(seats).as_nanos())
     }
 }
 
@@ -717,8 +868,10 @@ pub fn shortest(schedule: &Schedule, c: Capabilities, count: u8, joins: u64) -> 
     let role = Role::of(c);
     let of = |len: Option<usize>| len.map_or(Duration::ZERO, |len| t.slot(len));
     let slaves = (of(role.state_len()) + of(role.ranges_len())) * count.into();
-    let head = t.beacon(schedule.seats) + t.bytes(MAX_ORDERS * ORDER_LEN) + t.mini();
-    head + slaves + t.pair() + t.join() * joins + t.guard * 2
+    let ranging = if c.anchors > 0 { count } else { 0 };
+    let calls = t.calls_at_states(count.into()) + t.calls_at_ranges(ranging.into());
+    let head = t.head(schedule.seats, MAX_ORDERS) + t.mini() + t.call() * calls;
+    head + slaves + t.pair() + t.join() * joins + t.mini() + t.guard * 2
 }
 
 /// A place in the superframe.
@@ -727,11 +880,15 @@ pub enum Place {
     /// Beacon and orders are over.
     Head,
     Asks,
+    /// For any member whose core asks for more than its share.
+    Call,
     State(NodeId),
     Ranges(NodeId),
     ToSlave,
     ToMaster,
     Join,
+    /// Nobody speaks, but trips are shown.
+    Idle,
 }
 
 /// Where everything is until the next beacon.
@@ -742,10 +899,13 @@ pub struct Plan {
     pub beacon: Instant,
     /// From there to the end of the next one, if that does not come earlier.
     pub length: Duration,
-    /// End of the orders behind it.
+    /// End of the orders behind it, and how many there are.
     origin: Instant,
+    orders: u8,
     roles: [Role; 127],
     seats: u8,
+    /// Somebody has a seat, so there are calls.
+    calls: bool,
     pairs: u8,
     asks: u8,
     /// Start of the first pair of management windows, behind the states.
@@ -757,6 +917,8 @@ pub struct Plan {
     /// Start of the first join slot, and how many there are.
     joins_at: Instant,
     pub joins: u16,
+    /// Join slots between two calls; none where there are no calls.
+    group: Option<u16>,
     pub depth: u8,
 }
 
@@ -769,14 +931,18 @@ impl Plan {
             false => schedule.cycle,
         };
         let timing = Timing::of(schedule);
-        let orders = usize::from(beacon.orders);
+        let start = end - timing.beacon(seats);
+        let member = |role: &Role| role.state_len().is_some() && *role != Role::OFFERED;
+        let calls = beacon.roles.iter().take(seats.into()).any(member);
         let mut plan = Self {
             timing,
             beacon: end,
             length: cycle,
-            origin: end + timing.bytes(orders * ORDER_LEN),
+            origin: start + timing.head(seats, beacon.orders.into()),
+            orders: beacon.orders,
             roles: beacon.roles,
             seats,
+            calls,
             pairs: beacon.pairs,
             asks: beacon.asks,
             middle: end,
@@ -784,34 +950,50 @@ impl Plan {
             windows: end,
             joins_at: end,
             joins: 0,
+            group: None,
             depth: beacon.depth,
         };
         let mut at = plan.asks_at();
         if let Some(length) = plan.asks_length() {
             at += length + timing.mini();
         }
-        let roles = || plan.roles.iter().take(seats.into());
-        for len in roles().filter_map(|r| r.state_len()) {
-            at += timing.slot(len);
+        for (_, length) in plan.state_pass() {
+            at += length + timing.mini();
         }
         let pair = timing.pair();
         let middle = at;
         at += pair * plan.pairs.min(1).into();
         let ranges = at;
-        for len in roles().filter_map(|r| r.ranges_len()) {
-            at += timing.slot(len);
+        for (_, length) in plan.range_pass() {
+            at += length + timing.mini();
         }
         let windows = at;
-        at += pair * plan.pairs.saturating_sub(1).into();
-        // The guards before the next beacon, and its own length.
-        let stop = end + cycle - timing.beacon(seats) - timing.guard * 2;
-        let joins = stop.since(at).as_nanos() / timing.join().as_nanos().max(1);
+        for (_, length) in plan.further_pairs() {
+            at += length + timing.mini();
+        }
+        let last = plan.stop() - timing.mini();
+        let room = last.since(at).as_nanos();
+        let join = timing.join().as_nanos().max(1);
+        let count = |ns: u64| u16::try_from(ns / join).unwrap_or(u16::MAX);
+        plan.joins = count(room);
+        if calls && plan.joins >= CALL_JOINS {
+            let group = timing.between_calls(timing.join(), CALL_EVERY) as u16;
+            let call = timing.call().as_nanos();
+            let all = join * u64::from(group) + call;
+            let rest = count((room % all).saturating_sub(call)).min(group);
+            plan.joins = (room / all) as u16 * group + rest;
+            plan.group = Some(group);
+        }
         plan.middle = middle;
         plan.ranges = ranges;
         plan.windows = windows;
         plan.joins_at = at;
-        plan.joins = u16::try_from(joins).unwrap_or(u16::MAX);
         plan
+    }
+
+    /// When everything but the next beacon and the guards before it is over, the last minislot too.
+    fn stop(&self) -> Instant {
+        self.beacon + self.length - self.timing.beacon(self.seats) - self.timing.guard * 2
     }
 
     fn asks_at(&self) -> Instant {
@@ -834,37 +1016,134 @@ impl Plan {
         let (ours, theirs) = self.pair(0)?;
         let each = self.timing.asks_in_pair() / 2;
         let half = if index < each { ours } else { theirs };
-        let place = index.checked_rem(each)?;
-        (index < 2 * each).then(|| half + self.timing.ask() * place.into())
+        let place = usize::from(index.checked_rem(each)?);
+        let after = self.timing.asks_in_half().nth(place)?;
+        (index < 2 * each).then(|| half + after)
+    }
+
+    fn call(&self) -> Option<(Place, Duration)> {
+        let length = self.timing.run(HERE_LEN);
+        self.calls.then_some((Place::Call, length))
+    }
+
+    /// The pass of states, with the calls before and behind them.
+    fn state_pass(&self) -> impl Iterator<Item = (Place, Duration)> {
+        let t = self.timing;
+        let between = t.between_calls(t.slot(STATE_LEN), CALL_EVERY);
+        let seats = (1..=self.seats).filter_map(NodeId::new);
+        let states = seats.filter_map(|n| Some((n, self.role(n).state_len()?)));
+        let states = (0u64..).zip(states).flat_map(move |(i, (node, len))| {
+            let call = self.call().filter(|_| i.is_multiple_of(between));
+            call.into_iter().chain([(Place::State(node), t.run(len))])
+        });
+        states.chain(self.call())
+    }
+
+    /// The pass of ranges, with the calls between them.
+    fn range_pass(&self) -> impl Iterator<Item = (Place, Duration)> {
+        let t = self.timing;
+        let between = t.ranges_between_calls();
+        let seats = (1..=self.seats).filter_map(NodeId::new);
+        let ranges = seats.filter_map(|n| Some((n, self.role(n).ranges_len()?)));
+        (0u64..).zip(ranges).flat_map(move |(i, (node, len))| {
+            let call = self.call().filter(|_| i > 0 && i.is_multiple_of(between));
+            call.into_iter().chain([(Place::Ranges(node), t.run(len))])
+        })
+    }
+
+    /// Windows behind the ranges, with a call before the first of so many pairs.
+    fn further_pairs(&self) -> impl Iterator<Item = (Place, Duration)> {
+        (0..self.pairs.saturating_sub(1)).flat_map(|pair| {
+            let call = self
+                .call()
+                .filter(|_| pair.is_multiple_of(self.pairs_between_calls()));
+            call.into_iter().chain(self.windows())
+        })
+    }
+
+    fn pairs_between_calls(&self) -> u8 {
+        let each = self.timing.pair();
+        let fit = CALL_EVERY.as_nanos().checked_div(each.as_nanos());
+        fit.unwrap_or(0).clamp(8, u64::from(MAX_PAIRS)) as u8
+    }
+
+    fn windows(&self) -> [(Place, Duration); 2] {
+        let length = self.timing.run(FRAGMENT_LEN);
+        [Place::ToSlave, Place::ToMaster].map(|place| (place, length))
     }
 
     /// All places in order, with the start of the frame and of the minislot behind it.
     pub fn places(&self) -> impl Iterator<Item = (Place, Instant, Instant)> {
         let t = self.timing;
-        let seats = || (1..=self.seats).filter_map(NodeId::new);
-        let role = |node: NodeId| self.roles.get(node.index()).copied().unwrap_or_default();
-        let states = seats().filter_map(move |n| Some((Place::State(n), role(n).state_len()?)));
-        let ranges = seats().filter_map(move |n| Some((Place::Ranges(n), role(n).ranges_len()?)));
-        let windows = |pairs: u8| {
-            let pair = [Place::ToSlave, Place::ToMaster];
-            (0..pairs).flat_map(move |_| pair.map(|place| (place, FRAGMENT_LEN)))
-        };
-        let frames = states.chain(windows(self.pairs.min(1))).chain(ranges);
-        let frames = frames.chain(windows(self.pairs.saturating_sub(1)));
-        let frames = frames.map(move |(place, len)| (place, t.bytes(len)));
         let asks = self.asks_length().map(|length| (Place::Asks, length));
-        let joins = (0..self.joins).map(move |_| (Place::Join, t.answer() + t.bytes(ANSWER_LEN)));
         let head = core::iter::once((Place::Head, Duration::ZERO));
+        let middle = self
+            .windows()
+            .into_iter()
+            .take(usize::from(self.pairs.min(1)) * 2);
+        let joins = (0..self.joins).flat_map(move |index| {
+            let due = self.group.is_some_and(|group| index.is_multiple_of(group));
+            let call = self.call().filter(|_| due);
+            let join = t.answer() + t.run(ANSWER_LEN);
+            call.into_iter().chain([(Place::Join, join)])
+        });
+        let fixed = head.chain(asks).chain(self.state_pass()).chain(middle);
+        let fixed = fixed.chain(self.range_pass()).chain(self.further_pairs());
         let mut at = self.origin;
-        head.chain(asks)
-            .chain(frames)
-            .chain(joins)
-            .map(move |(place, length)| {
-                let start = at;
-                let minislot = start + length + t.guard;
-                at = minislot + t.brk + t.guard;
-                (place, start, minislot)
-            })
+        let stop = self.stop();
+        let idle = core::iter::from_fn(move || Some((Place::Idle, Duration::ZERO)));
+        let mut next = fixed.chain(joins).chain(idle);
+        core::iter::from_fn(move || {
+            let (place, mut length) = next.next()?;
+            let start = at;
+            if place == Place::Idle {
+                // The last minislot ends just before the guards of the next beacon.
+                let left = stop.since(start).as_nanos();
+                let mini = t.mini().as_nanos();
+                let piece = t.bytes(t.piece).as_nanos();
+                length = Duration::from_nanos(match left.checked_sub(mini)? {
+                    left if left > piece => piece.min(left.saturating_sub(mini)),
+                    left => left,
+                });
+            }
+            let minislot = start + length + t.guard;
+            at = minislot + t.brk + t.guard;
+            Some((place, start, minislot))
+        })
+    }
+
+    /// Starts of all minislots in order, from the start of the beacon to the end of the next one.
+    pub fn minislots(&self) -> impl Iterator<Item = Instant> {
+        let t = self.timing;
+        let beacon = beacon_len(self.seats);
+        let head = beacon + usize::from(self.orders) * ORDER_LEN;
+        let length = t.beacon(self.seats);
+        let head = t.minislots_in(self.beacon - length, head);
+        let places = self.places().flat_map(move |(place, start, minislot)| {
+            let is_join = place == Place::Join;
+            let len = match place {
+                Place::State(node) => self.role(node).state_len(),
+                Place::Ranges(node) => self.role(node).ranges_len(),
+                Place::ToSlave | Place::ToMaster => Some(FRAGMENT_LEN),
+                Place::Join => Some(CLAIM_LEN),
+                _ => None,
+            };
+            let claimed = start + t.run(CLAIM_LEN) + t.guard;
+            let claimed = (is_join && t.is_join_cut()).then_some(claimed);
+            let answer = if is_join { ANSWER_LEN } else { 0 };
+            let inner = t.minislots_in(start, len.unwrap_or(0)).chain(claimed);
+            let inner = inner.chain(t.minislots_in(start + t.answer(), answer));
+            inner.chain([minislot])
+        });
+        let next = t.minislots_in(self.beacon + self.length - length, beacon);
+        head.chain(places).chain(next)
+    }
+
+    /// The first call at or after an instant.
+    pub fn next_call(&self, after: Instant) -> Option<Instant> {
+        let mut places = self.places();
+        let call = places.find(|(place, at, _)| *place == Place::Call && *at >= after);
+        call.map(|(_, at, _)| at)
     }
 
     /// When a seat's state and its ranges are due.
@@ -883,16 +1162,15 @@ impl Plan {
 
     /// The first minislot that starts at or after an instant.
     pub fn next_minislot(&self, after: Instant) -> Option<Instant> {
-        let mut places = self.places();
-        places.find(|(.., m)| *m >= after).map(|(.., m)| m)
+        self.minislots().find(|m| *m >= after)
     }
 
     /// Whether a break that is noticed now was sent in a minislot.
     pub fn in_minislot(&self, now: Instant) -> bool {
         let t = self.timing;
-        let mut places = self.places();
         // It may begin early by a guard and be noticed when it ends.
-        places.any(|(.., m)| now + t.guard >= m && now <= m + t.brk + t.guard)
+        let mut minislots = self.minislots();
+        minislots.any(|m| now + t.guard >= m && now <= m + t.brk + t.guard)
     }
 
     /// End of the orders: when a seat that is not in the table is lost.
@@ -905,14 +1183,23 @@ impl Plan {
         let slot = self.timing.slot(FRAGMENT_LEN);
         let at = match index.checked_sub(1) {
             None => self.middle,
-            Some(further) => self.windows + slot * (2 * u64::from(further)),
+            Some(further) => {
+                let calls = match self.calls {
+                    true => u64::from(further / self.pairs_between_calls()) + 1,
+                    false => 0,
+                };
+                self.windows + slot * (2 * u64::from(further)) + self.timing.call() * calls
+            }
         };
         (index < self.pairs).then_some((at, at + slot))
     }
 
     /// Start of a join slot.
     pub fn join(&self, index: u16) -> Option<Instant> {
-        let at = self.joins_at + self.timing.join() * index.into();
+        let calls = self
+            .group
+            .map_or(0, |group| u64::from(index / group.max(1)) + 1);
+        let at = self.joins_at + self.timing.join() * index.into() + self.timing.call() * calls;
         (index < self.joins).then_some(at)
     }
 
@@ -921,7 +1208,17 @@ impl Plan {
         if now < self.joins_at {
             return None;
         }
-        let index = now.since(self.joins_at).as_nanos() / self.timing.join().as_nanos().max(1);
+        let since = now.since(self.joins_at).as_nanos();
+        let join = self.timing.join().as_nanos().max(1);
+        let index = match self.group {
+            None => since / join,
+            Some(group) => {
+                let call = self.timing.call().as_nanos();
+                let all = join * u64::from(group) + call;
+                let behind_call = (since % all).checked_sub(call)?;
+                since / all * u64::from(group) + behind_call / join
+            }
+        };
         u16::try_from(index).ok().filter(|i| *i < self.joins)
     }
 }

@@ -406,6 +406,33 @@ fn a_slave_gives_up_its_seat_at_the_first_sync_of_a_new_session() {
 }
 
 #[test]
+fn a_slave_that_has_a_seat_but_heard_no_sync_yet_notices_that_its_master_restarted() {
+    for kind in CAN {
+        let mut w = World::new(kind, []);
+        w.run_until(ms(200));
+        let frames = w.frames;
+        while w.frames == frames {
+            w.run_for(Duration::from_micros(5));
+        }
+        // Between two SYNCs it gets a seat; what comes next is the first SYNC of another session.
+        w.run_for(Duration::from_micros(500));
+        let i = w.plug(1, RACK);
+        w.run_for(Duration::from_micros(3_000));
+        let node = w.slaves[i].link.node();
+        assert!(node.is_some(), "{kind:?}");
+        w.master = MasterLink::new(*w.master.schedule());
+        w.master.set_session(91);
+        w.slaves[i].events.clear();
+        let frames = w.frames;
+        while w.frames == frames {
+            w.run_for(Duration::from_micros(5));
+        }
+        let left = |e: &SlaveEvent| matches!(e, SlaveEvent::Left(LeaveReason::Silence));
+        assert!(w.slaves[i].events.iter().any(|(_, e)| left(e)), "{kind:?}");
+    }
+}
+
+#[test]
 fn who_spoke_before_its_master_restarted_is_not_taken_for_the_next_on_its_seat() {
     for kind in CAN {
         let mut w = World::new(kind, 1..=1);
@@ -431,6 +458,61 @@ fn who_spoke_before_its_master_restarted_is_not_taken_for_the_next_on_its_seat()
             )
         };
         assert_eq!(w.count(told), 0, "{kind:?}");
+    }
+}
+
+#[test]
+fn who_hears_no_sync_says_nothing_cyclic_after_a_cycle_whatever_its_core_asks_for() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        w.run_for(Duration::from_millis(100));
+        let cycle = Schedule::for_bus(kind).cycle;
+        let node = w.slaves[0].link.node().expect("seated");
+        w.slaves[0].deaf = true;
+        w.run_for(cycle);
+        w.keep_log = true;
+        w.slaves[0].link.babble(true);
+        w.run_for(cycle);
+        let class =
+            |f: &CanFrame, class: u16| f.id == CanId::Standard(class << 7 | u16::from(node.get()));
+        let said = w.log.iter().filter(|(_, f)| class(f, 4) || class(f, 12));
+
+        assert_eq!(said.count(), 0, "{kind:?}");
+        // Alarms still are.
+        assert!(w.log.iter().any(|(_, f)| class(f, 1)), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_device_whose_old_seat_was_offered_to_another_has_one_seat_when_that_one_does_not_take_it() {
+    for kind in CAN {
+        let mut w = rack(kind);
+        let old = w.slaves[3].link.node().expect("seated");
+        w.unplug(3);
+        w.run_for(Schedule::for_bus(kind).cycle * 8);
+        // Somebody claims, is offered that seat, and is gone.
+        let stranger = w.plug(1_000, RACK);
+        while w.slaves[stranger].link.node().is_none() {
+            w.run_for(Duration::from_micros(5));
+        }
+        assert_eq!(w.slaves[stranger].link.node(), Some(old), "{kind:?}");
+        w.unplug(stranger);
+        // Its owner comes meanwhile, and once more when the offer is void.
+        let owner = w.plug(4, RACK);
+        w.run_for(Duration::from_millis(300));
+        let own = w.slaves[owner].link.node().expect("seated");
+        w.unplug(owner);
+        let again = w.plug(4, RACK);
+        for _ in 0..400 {
+            w.run_for(Duration::from_millis(1));
+            let seats = (1..=127).filter(|n| {
+                w.master
+                    .member(node(*n))
+                    .is_some_and(|(id, _)| id == uid(4))
+            });
+            assert!(seats.count() <= 1, "{kind:?}");
+        }
+        assert_eq!(w.slaves[again].link.node(), Some(own), "{kind:?}");
     }
 }
 

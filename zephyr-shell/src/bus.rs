@@ -39,7 +39,8 @@ const BITRATE: u32 = CONFIG_HELIO_BUS_BITRATE as u32;
 const KIND: BusKind = match CONFIG_HELIO_BUS_BITRATE {
     1_000_000 => BusKind::Rs485At1M,
     4_000_000 => BusKind::Rs485At4M,
-    _ => panic!("CONFIG_HELIO_BUS_BITRATE of RS485 is 1000000 or 4000000"),
+    115_200 => BusKind::Rs485At115k,
+    _ => panic!("CONFIG_HELIO_BUS_BITRATE of RS485 is 115200, 1000000 or 4000000"),
 };
 #[cfg(CONFIG_HELIO_BUS_CAN)]
 const KIND: BusKind = match CONFIG_HELIO_BUS_BITRATE {

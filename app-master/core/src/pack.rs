@@ -284,7 +284,7 @@ impl Seat {
         match bus {
             _ if !self.present => 0,
             BusKind::Can500k | BusKind::Can1M => anchors.div_ceil(2),
-            BusKind::CanFd | BusKind::Rs485At1M | BusKind::Rs485At4M => anchors.min(1),
+            _ => anchors.min(1),
         }
     }
 
@@ -1015,6 +1015,7 @@ mod tests {
             (BusKind::CanFd, 1),
             (BusKind::Rs485At1M, 1),
             (BusKind::Rs485At4M, 1),
+            (BusKind::Rs485At115k, 1),
         ] {
             assert_eq!(seat.range_pieces(bus), pieces, "{}", bus.name());
         }

@@ -199,7 +199,7 @@ pub const fn bit_times(kind: BusKind) -> Option<(Duration, Duration)> {
         BusKind::Can500k => Some((ns(2_000), ns(2_000))),
         BusKind::Can1M => Some((ns(1_000), ns(1_000))),
         BusKind::CanFd => Some((ns(1_000), ns(200))),
-        BusKind::Rs485At1M | BusKind::Rs485At4M => None,
+        BusKind::Rs485At1M | BusKind::Rs485At4M | BusKind::Rs485At115k => None,
     }
 }
 
@@ -216,7 +216,7 @@ pub fn prompt_frames(node: NodeId, uid: Uid, c: Capabilities) -> [Option<CanFram
     };
     [
         join::claim(uid, 0),
-        join::assign(node, uid, true),
+        join::assign(node, uid, 0, true),
         join::confirm(node, uid, description, true),
     ]
 }
@@ -1070,6 +1070,26 @@ mod tests {
                 b.response.map(|d| d.as_micros()),
                 b.deadline.map(|d| d.as_micros()),
             );
+        }
+    }
+
+    #[test]
+    fn on_rs485_a_minislot_comes_in_time_for_a_trip_however_many_slaves_there_are() {
+        for (kind, goal_us) in [
+            (BusKind::Rs485At1M, 1_000),
+            (BusKind::Rs485At4M, 1_000),
+            (BusKind::Rs485At115k, 2_000),
+        ] {
+            let usual = Schedule::for_bus(kind);
+            for (seats, count) in [(32, 0), (32, 1), (32, 32), (127, 1), (127, 127)] {
+                let schedule = Schedule { seats, ..usual }
+                    .with_cycle(usual.cycle * (1 + u64::from(seats) / 32));
+                let slaves = core::iter::repeat_n(RACK, count);
+                let a = Analysis::new(&schedule, slaves, &Assumptions::calm(&schedule));
+                let trip = a.bound(Kind::Trip).and_then(|b| b.response);
+                println!("{} {count} of {seats}: trip {trip:?}", kind.name());
+                assert!(trip <= Some(Duration::from_micros(goal_us)));
+            }
         }
     }
 

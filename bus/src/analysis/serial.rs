@@ -7,9 +7,7 @@ use super::{Analysis, Bound, Census, Kind, Overfull};
 use crate::Schedule;
 use crate::message::{Capabilities, Sync};
 use crate::slave::RANGING;
-use crate::superframe::{
-    Beacon, HEAD_ASKS, LENGTHS, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing,
-};
+use crate::superframe::{Beacon, LENGTHS, MAX_ORDERS, MAX_PAIRS, Place, Plan, Role, Timing};
 use helio_units::{Duration, Instant};
 
 /// Join slots that every superframe keeps: they are never given to datagrams.
@@ -42,7 +40,7 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
     let end = Instant::ZERO + cycle;
     let mut worst = Worst::default();
     let mut busy = head;
-    let asks = asks_behind(&timing);
+    let asks = timing.head_asks();
     let heads = (0..=MAX_ORDERS as u8).flat_map(|orders| [(orders, 0), (orders, asks)]);
     for (orders, asks) in heads {
         for pairs in 1..=MAX_PAIRS {
@@ -59,9 +57,9 @@ pub fn analyse(schedule: &Schedule, slaves: impl Iterator<Item = Capabilities>) 
             busy = head + busy_time(&Plan::new(schedule, &beacon, end), &timing);
         }
     }
-    // A minislot that was just missed, and the first of the next superframe with all its orders.
-    let next_head = end + cycle + worst.latest_head;
-    let gap = worst.gap.max(next_head.since(worst.last_minislot));
+    // A minislot that was just missed, and the first of the next superframe.
+    let next = end + cycle + worst.latest_first;
+    let gap = worst.gap.max(next.since(worst.last_minislot));
     // Whoever trips holds the line for this long, and clocks differ by less than a guard.
     let trip = gap + timing.brk + timing.guard;
     let fixed = |span: Duration| span + timing.guard;
@@ -103,12 +101,22 @@ pub fn judge(schedule: &Schedule, census: Census) -> Result<(), Overfull> {
         ..
     } = census;
     let slots = |each: Duration, count: u32| (each + timing.mini()) * count.into();
-    let [summary, state, few, all] = LENGTHS.map(|len| timing.bytes(len));
-    let states = slots(state, detailed) + slots(summary, slaves - detailed);
-    let ranges = slots(few, ranging - many) + slots(all, many);
-    let orders = timing.orders();
+    let [summary, state, few, all] = LENGTHS.map(|len| timing.run(len));
+    let behind_states = if slaves > 0 {
+        timing.call()
+    } else {
+        Duration::ZERO
+    };
+    let calls = timing.call() * timing.calls_at_states(slaves);
+    let states =
+        slots(state, detailed) + slots(summary, slaves - detailed) + less(calls, timing.call());
+    let ranges = slots(few, ranging - many)
+        + slots(all, many)
+        + timing.call() * timing.calls_at_ranges(ranging);
+    let pair = behind_states + timing.pair();
+    let orders = timing.orders(schedule.seats);
     // Behind the beacon, or none.
-    let asks = match asks_behind(&timing) {
+    let asks = match timing.head_asks() {
         0 => Duration::ZERO,
         asks => timing.ask() * asks.into() - timing.guard + timing.mini(),
     };
@@ -120,22 +128,14 @@ pub fn judge(schedule: &Schedule, census: Census) -> Result<(), Overfull> {
         longest_state: if detailed > 0 { state } else { summary },
         ranges_end: match ranging {
             0 => Duration::ZERO,
-            _ => shift + states + timing.pair() + ranges,
+            _ => shift + states + pair + ranges,
         },
-        ranging: less(timing.mini() + states + timing.pair(), RANGING),
+        ranging: less(timing.mini() + states + pair, RANGING),
         ranging_slots: ranging,
     };
     let bounds = spans.bounds(schedule, &timing, slaves);
     let late = bounds.into_iter().flatten().find(|b| !b.holds());
     late.map_or(Ok(()), |bound| Err(Overfull(bound)))
-}
-
-/// How many a beacon can be followed by.
-fn asks_behind(timing: &Timing) -> u8 {
-    match timing.asks_in_pair() {
-        0 => 0,
-        _ => HEAD_ASKS,
-    }
 }
 
 fn less(a: Duration, b: Duration) -> Duration {
@@ -194,7 +194,8 @@ struct Worst {
     gap: Duration,
     /// Start of the earliest last minislot.
     last_minislot: Instant,
-    /// Start of the latest first minislot.
+    /// Start of the latest first minislot, and of the one behind beacon and orders.
+    latest_first: Duration,
     latest_head: Duration,
     spans: Spans,
 }
@@ -204,6 +205,7 @@ impl Default for Worst {
         Self {
             gap: Duration::ZERO,
             last_minislot: Instant::MAX,
+            latest_first: Duration::ZERO,
             latest_head: Duration::ZERO,
             spans: Spans {
                 orders: Duration::ZERO,
@@ -221,7 +223,6 @@ impl Default for Worst {
 impl Worst {
     fn see(&mut self, plan: &Plan, end: Instant, timing: &Timing) {
         let spans = &mut self.spans;
-        let mut before: Option<Instant> = None;
         let mut slots = 0;
         for (place, start, minislot) in plan.places() {
             let frame_end = minislot - timing.guard;
@@ -243,16 +244,20 @@ impl Worst {
                     slots += 1;
                     spans.ranges_end = spans.ranges_end.max(frame_end.since(end));
                 }
-                Place::ToSlave | Place::ToMaster | Place::Join => {}
+                Place::Call | Place::ToSlave | Place::ToMaster | Place::Join | Place::Idle => {}
             }
-            if let Some(before) = before {
-                self.gap = self.gap.max(minislot.since(before));
-            }
-            before = Some(minislot);
         }
         spans.ranging_slots = spans.ranging_slots.max(slots);
         let taken = (plan.ranges - RANGING).max(end);
         spans.ranging = spans.ranging.min(taken.since(end));
+        let mut before: Option<Instant> = None;
+        for minislot in plan.minislots().filter(|at| *at >= end) {
+            match before {
+                Some(before) => self.gap = self.gap.max(minislot.since(before)),
+                None => self.latest_first = self.latest_first.max(minislot.since(end)),
+            }
+            before = Some(minislot);
+        }
         if let Some(last) = before {
             self.last_minislot = self.last_minislot.min(last);
         }
@@ -261,7 +266,8 @@ impl Worst {
 
 /// Time in which somebody speaks every superframe.
 fn busy_time(plan: &Plan, timing: &Timing) -> Duration {
-    let spoken = plan.places().filter(|(place, ..)| *place != Place::Join);
+    let silent = [Place::Call, Place::Join, Place::Idle];
+    let spoken = plan.places().filter(|(place, ..)| !silent.contains(place));
     spoken.fold(Duration::ZERO, |sum, (_, start, minislot)| {
         let span = (minislot - timing.guard).since(start);
         sum + span

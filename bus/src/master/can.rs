@@ -189,7 +189,7 @@ impl<const SEATS: usize> Can<SEATS> {
                 }
                 let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
                 self.assigning = Some(node);
-                join::assign(node, uid, true)
+                join::assign(node, uid, core.cycle, true)
             }
             Mailbox::Management => poll_management(core, now),
             Mailbox::Trip => None,
@@ -227,7 +227,7 @@ impl<const SEATS: usize> Can<SEATS> {
 fn poll_management<const SEATS: usize>(core: &mut Core<SEATS>, now: Instant) -> Option<CanFrame> {
     if core.seats.has_duties() {
         if let Some((node, uid)) = core.seats.next_assign(now, &core.schedule) {
-            return join::assign(node, uid, false);
+            return join::assign(node, uid, core.cycle, false);
         }
         if let Some((uid, reason)) = core.seats.next_refusal() {
             return join::release(None, Some(uid), reason, false);

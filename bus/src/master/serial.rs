@@ -16,8 +16,8 @@ use crate::message::*;
 use crate::segment::Numbers;
 use crate::slave::signal;
 use crate::superframe::{
-    self, Answer, Beacon, Bytes, Decoded, Extra, Frame, HEAD_ASKS, MAX_DEPTH, MAX_ORDERS,
-    MAX_PAIRS, Parser, Place, Plan, Role, Timing,
+    self, Answer, Beacon, Bytes, Decoded, Extra, Frame, MAX_DEPTH, MAX_ORDERS, MAX_PAIRS, Parser,
+    Place, Plan, Role, Timing,
 };
 use helio_units::{Duration, Instant, NodeId, Uid};
 
@@ -55,6 +55,8 @@ pub(super) struct Serial<const SEATS: usize> {
     /// Groups of claims that are still to be resolved, and the slot up to which that counts.
     groups: (u32, u16),
     split: bool,
+    /// There were more claims than join slots can resolve in one superframe.
+    crowded: bool,
     /// Who has, or will have, slots.
     census: Census,
     depth: u8,
@@ -63,6 +65,8 @@ pub(super) struct Serial<const SEATS: usize> {
     previous_us: u32,
     beacon_counter: u8,
     order_counters: OrderCounters<SEATS>,
+    /// What is left of the run under way, and when its next piece is due.
+    rest: Option<(Instant, Bytes)>,
 }
 
 impl<const SEATS: usize> Serial<SEATS> {
@@ -93,12 +97,14 @@ impl<const SEATS: usize> Serial<SEATS> {
             claim: None,
             groups: (0, 0),
             split: false,
+            crowded: false,
             census: Census::NONE,
             depth: 0,
             numbers: [const { Numbers::new() }; SEATS],
             previous_us: 0,
             beacon_counter: 0,
             order_counters: OrderCounters::new(),
+            rest: None,
         }
     }
 
@@ -174,6 +180,12 @@ impl<const SEATS: usize> Serial<SEATS> {
                 }
             }
             Frame::Here(node, uid) => core.seats.here(now, node, uid),
+            Frame::Call(node, uid) => {
+                let device = core.seats.member(node);
+                if device.is_some_and(|device| device.uid.get() as u16 == uid) {
+                    core.quarantine(now, node, None);
+                }
+            }
             // Our own kind: another master, or an echo.
             Frame::Beacon(_)
             | Frame::Order(_)
@@ -205,19 +217,22 @@ impl<const SEATS: usize> Serial<SEATS> {
     }
 
     pub(super) fn handle_break(&mut self, core: &mut Core<SEATS>, now: Instant) {
-        self.parser.clear();
         let Some(plan) = &self.plan else {
-            return;
+            return self.parser.clear();
         };
         if plan.in_minislot(now) {
+            self.parser.cut(&self.timing);
             core.event(MasterEvent::Trip);
         } else if let Some(start) = plan.join_at(now).and_then(|slot| plan.join(slot)) {
             // Claims that met can look like a break.
             let at = start + self.timing.answer();
+            self.parser.clear();
             if now <= at && self.joining.is_none() {
                 self.joining = Some(at);
                 self.claim = None;
             }
+        } else {
+            self.parser.clear();
         }
     }
 
@@ -306,6 +321,7 @@ impl<const SEATS: usize> Serial<SEATS> {
             self.early_at(core),
             self.watch,
             self.ask_at(),
+            self.rest.as_ref().map(|(at, _)| *at),
         ])
     }
 
@@ -313,16 +329,20 @@ impl<const SEATS: usize> Serial<SEATS> {
         if self.beacon_due {
             self.beacon_due = false;
             let bytes = self.compose_beacon(core, now);
-            return Some(signal(now, &bytes, None));
+            return Some(self.put(now, &bytes));
         }
         let seats = core.schedule.seats;
+        if let Some((at, rest)) = self.rest.take_if(|(at, _)| now >= *at) {
+            // Late, what is left is lost, and with it the frame.
+            return self.in_time(at, now).then(|| self.put(at, &rest));
+        }
         if let Some(at) = self.joining.filter(|at| now >= *at) {
             self.joining = None;
             let claim = self.claim.take();
             self.parser.clear();
             let answer = self.answer(core, now, at, claim)?;
             let bytes = superframe::encode(&Frame::Answer(answer), 0, seats);
-            return self.in_time(at, now).then(|| signal(at, &bytes, None));
+            return self.in_time(at, now).then(|| self.put(at, &bytes));
         }
         if let Some(ask) = self.poll_ask(core, now) {
             return Some(ask);
@@ -348,7 +368,14 @@ impl<const SEATS: usize> Serial<SEATS> {
         let sender = sender.map(|(_, sender)| sender);
         let fragment = self.numbers.get_mut(node.index())?.poll(sender, ready);
         let bytes = superframe::encode(&Frame::ToSlave(node, fragment), 0, seats);
-        Some(signal(at, &bytes, None))
+        Some(self.put(at, &bytes))
+    }
+
+    /// The first piece goes out, the others follow behind minislots.
+    fn put(&mut self, at: Instant, run: &[u8]) -> SerialOut {
+        let (piece, rest) = self.timing.split(at, run);
+        self.rest = rest;
+        signal(at, piece, None)
     }
 
     fn in_time(&self, at: Instant, now: Instant) -> bool {
@@ -394,8 +421,8 @@ impl<const SEATS: usize> Serial<SEATS> {
             orders: orders.len() as u8,
             pairs: 0,
             asks: match core.seats.suspect() {
-                Some(_) if self.timing.asks_in_pair() > 0 => HEAD_ASKS,
-                _ => 0,
+                Some(_) => self.timing.head_asks(),
+                None => 0,
             },
             depth: self.depth,
             stretched: false,
@@ -419,7 +446,8 @@ impl<const SEATS: usize> Serial<SEATS> {
         if let Some(at) = &mut core.cycle_at {
             *at = *at + next.length - schedule.cycle;
         }
-        while beacon.depth > 0 && 1u32 << beacon.depth > next.joins.into() {
+        // More groups than slots only where fewer were too few: most of them then wait for another superframe.
+        while !self.crowded && beacon.depth > 0 && 1u32 << beacon.depth > next.joins.into() {
             beacon.depth -= 1;
             next.depth = beacon.depth;
         }
@@ -518,10 +546,12 @@ impl<const SEATS: usize> Serial<SEATS> {
         };
         let idle = u32::from(plan.joins.saturating_sub(self.groups.1));
         let unresolved = self.groups.0 > idle;
+        self.crowded = unresolved && (self.split || self.crowded);
         self.depth = match (unresolved, self.split) {
-            (true, _) => (self.depth + 1).min(MAX_DEPTH),
-            (false, true) => self.depth,
-            (false, false) => self.depth.saturating_sub(2),
+            (true, true) => (plan.depth + 1).min(MAX_DEPTH),
+            (true, false) => plan.depth.saturating_sub(1),
+            (false, true) => plan.depth,
+            (false, false) => plan.depth.saturating_sub(2),
         };
     }
 }

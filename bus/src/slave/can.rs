@@ -138,8 +138,13 @@ impl Can {
         match frame.id {
             CanId::Standard(_) => self.handle_standard(core, now, frame),
             CanId::Extended(_) => match join::decode(frame) {
-                Some(Extended::Assign { node, uid, prompt }) => {
-                    self.handle_assign(core, now, node, uid);
+                Some(Extended::Assign {
+                    node,
+                    uid,
+                    cycle,
+                    prompt,
+                }) => {
+                    self.handle_assign(core, now, (node, cycle), uid);
                     self.prompt = prompt;
                 }
                 Some(Extended::Release {
@@ -226,7 +231,13 @@ impl Can {
         }
     }
 
-    fn handle_assign(&mut self, core: &mut Core, now: Instant, node: NodeId, uid: Uid) {
+    fn handle_assign(
+        &mut self,
+        core: &mut Core,
+        now: Instant,
+        (node, cycle): (NodeId, u8),
+        uid: Uid,
+    ) {
         if uid == core.uid {
             let was = core.node();
             if !core.join(node) {
@@ -234,6 +245,7 @@ impl Can {
             }
             // A seat outlives the silence of the master only if it was heard; this is it.
             core.heard = core.heard.max(Some(now));
+            core.seated = Some(cycle);
             if was != Some(node) {
                 self.reset();
                 self.orders = Receiver::Nothing;
@@ -460,6 +472,14 @@ impl Can {
         let node = core.node()?;
         let ranges_due = self.pairs.0 < self.pairs.1;
         if !(self.summary_due || self.detail_due() || ranges_due || core.babbling) {
+            return None;
+        }
+        // A SYNC grants a cycle. Who hears nothing may have lost its seat to another, and is silent from the
+        // next cycle on, whatever the core above asks for.
+        if core
+            .heard
+            .is_none_or(|heard| now.since(heard) >= core.schedule.cycle)
+        {
             return None;
         }
         if !self.budget.take(now) {

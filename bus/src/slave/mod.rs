@@ -73,6 +73,8 @@ struct Core {
     now: Option<Instant>,
     /// End of the last SYNC.
     heard: Option<Instant>,
+    /// CAN: number of the cycle in which the master gave us our seat.
+    seated: Option<u8>,
     clock: MasterClock,
     state: Option<(Instant, State)>,
     ranges: Option<(Instant, Ranges)>,
@@ -167,6 +169,7 @@ impl SlaveLink {
                 },
                 now: None,
                 heard: None,
+                seated: None,
                 clock: MasterClock::new(),
                 state: None,
                 ranges: None,
@@ -342,6 +345,7 @@ impl SlaveLink {
     #[cfg(feature = "model")]
     pub fn forget(&mut self) {
         self.core.clock = MasterClock::default();
+        self.core.seated = None;
         self.core.stats = SlaveStats::default();
         if let Medium::Can(can) = &mut self.medium {
             can.forget();
@@ -358,6 +362,7 @@ impl SlaveLink {
             seat,
             now: _,
             heard,
+            seated,
             clock: _,
             state,
             ranges: _,
@@ -394,6 +399,7 @@ impl SlaveLink {
             }
         }
         p.maybe(*heard, schedule.master_silence);
+        p.value(seated.map_or(0, |cycle| 1 + u64::from(cycle)));
         p.value(state.is_some().into());
         let flags = [trip, isolated, babbling].map(|f| u64::from(*f));
         p.value(flags[0] | flags[1] << 1 | flags[2] << 2);
@@ -417,6 +423,8 @@ impl SlaveLink {
     }
 }
 
+/// An assignment may have waited in its mailbox for so many SYNCs.
+const WAITED: u8 = 4;
 /// Alarms at once; then one per quarter of a cycle.
 pub(crate) const ALARM_BURST: u16 = 4;
 
@@ -550,7 +558,10 @@ impl Core {
         let follows = match self.heard.filter(|_| self.master_alive(now)) {
             None => false,
             // Seated without a SYNC heard: the first one comes within a cycle.
-            Some(heard) if self.clock.last.is_none() => now.since(heard) < part(cycle, 110),
+            Some(heard) if self.clock.last.is_none() => {
+                let ahead = self.seated.map(|seated| sync.cycle.wrapping_sub(seated));
+                now.since(heard) < part(cycle, 110) && ahead.is_none_or(|n| n <= WAITED)
+            }
             Some(_) => self.clock.follows(now, sync, cycle),
         };
         if follows {
@@ -558,6 +569,7 @@ impl Core {
         }
         self.clock = MasterClock::default();
         self.heard = None;
+        self.seated = None;
         if self.node().is_some() {
             self.leave(now, LeaveReason::Silence, Duration::ZERO);
         }

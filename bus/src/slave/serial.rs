@@ -44,6 +44,8 @@ pub(super) struct Serial {
     joined: Instant,
     /// A beacon has counted us as a member since.
     confirmed: bool,
+    /// A beacon was missed since, and so our slot.
+    missed: bool,
     /// Seats in a row that were lost before the master ever heard us.
     unheard: u32,
     /// The master has asked us: our half of the window.
@@ -61,6 +63,11 @@ pub(super) struct Serial {
     orders: Receiver,
     orders_to_all: Receiver,
     out: Deque<SerialOut, 2>,
+    /// What is left of the frame under way, and when its next piece is due.
+    rest: Option<(Instant, Bytes, Option<Instant>)>,
+    /// When to tell the master that the core above asks for too much, and that this was done in this superframe.
+    call_at: Option<Instant>,
+    called: bool,
 }
 
 /// Our part in the join slots of this superframe.
@@ -98,6 +105,7 @@ impl Serial {
             dismissed_at: None,
             joined: Instant::ZERO,
             confirmed: false,
+            missed: false,
             unheard: 0,
             answer: None,
             here_at: None,
@@ -110,6 +118,9 @@ impl Serial {
             orders: Receiver::Nothing,
             orders_to_all: Receiver::Nothing,
             out: Deque::new(),
+            rest: None,
+            call_at: None,
+            called: false,
         }
     }
 
@@ -171,6 +182,8 @@ impl Serial {
         core.stats.overwritten += u64::from(self.state_at.is_some());
         core.stats.overwritten += u64::from(self.ranges_at.is_some());
         self.leave_superframe();
+        let last = core.clock.last.map(|(_, cycle)| cycle);
+        self.missed |= last.is_some_and(|last| beacon.sync.cycle.wrapping_sub(last) > 1);
         core.sync(end, &beacon.sync);
         if let Some(node) = core.node() {
             // No longer than the offer stands: after that the seat may be another's.
@@ -191,10 +204,22 @@ impl Serial {
             } else {
                 self.dismissed_at = Some(plan.origin());
             }
-        } else if let Some(at) = core.claim_at(end)
+        }
+        self.plan = Some(plan);
+        self.start_claiming(core, end);
+    }
+
+    /// Without a seat: a claim in the join slots of this superframe, if they are still to come.
+    fn start_claiming(&mut self, core: &Core, now: Instant) {
+        if core.node().is_some() {
+            return;
+        }
+        if let Some(plan) = &self.plan
+            && let Some(at) = core.claim_at(now)
             && plan.join(0).is_some_and(|first| at <= first)
         {
-            let hash = core.noise(beacon.sync.cycle.into());
+            let (_, cycle) = core.clock.last.unwrap_or_default();
+            let hash = core.noise(cycle.into());
             self.claiming = Some(Claiming {
                 slot: 0,
                 turns: hash as u32 & ((1 << plan.depth.min(31)) - 1),
@@ -204,7 +229,6 @@ impl Serial {
                 heard: Heard::Nothing,
             });
         }
-        self.plan = Some(plan);
     }
 
     /// What was planned for the superframe that is over.
@@ -216,6 +240,8 @@ impl Serial {
         self.dismissed_at = None;
         self.answer = None;
         self.claiming = None;
+        self.call_at = None;
+        self.called = false;
     }
 
     fn handle_answer(&mut self, core: &mut Core, now: Instant, answer: Answer) {
@@ -231,6 +257,7 @@ impl Serial {
                 self.claiming = None;
                 self.joined = now;
                 self.confirmed = false;
+                self.missed = false;
                 self.numbers = Numbers::default();
                 self.orders = Receiver::Nothing;
                 self.orders_to_all = Receiver::Nothing;
@@ -250,8 +277,11 @@ impl Serial {
     }
 
     pub(super) fn handle_break(&mut self, core: &mut Core, now: Instant) {
-        self.parser.clear();
         let plan = self.plan.as_ref();
+        match plan.map(|plan| plan.in_minislot(now)) {
+            Some(true) => self.parser.cut(&self.timing),
+            _ => self.parser.clear(),
+        }
         // Without a plan the line is silent, and only a trip breaks the silence.
         if plan.is_none_or(|plan| plan.in_minislot(now)) {
             core.event(SlaveEvent::TripSeen);
@@ -276,14 +306,16 @@ impl Serial {
         if self.dismissed_at.is_some_and(|at| now >= at) {
             self.dismissed_at = None;
             if core.node().is_some() {
-                // Never heard in our slot: perhaps a device with our id speaks there too, and is
-                // not to meet us again.
-                let early = now.since(self.joined) < core.schedule.cycle * 5;
+                // Never heard in our slot, though we heard every beacon: perhaps a device with our id speaks
+                // there too, and is not to meet us again.
+                let early = !self.missed && now.since(self.joined) < core.schedule.cycle * 5;
                 self.unheard = if early { (self.unheard + 1).min(4) } else { 0 };
                 let limit = UNHEARD * (1 << self.unheard);
                 let hold = core.random(now.as_nanos(), limit);
                 let hold = if early { hold } else { Duration::ZERO };
                 core.leave(now, LeaveReason::Silence, hold);
+                // Places to join are still to come.
+                self.start_claiming(core, now);
             }
         }
         if let Some((at, tag)) = self.range
@@ -294,6 +326,11 @@ impl Serial {
         }
         if core.trip && self.trip.is_none() && !core.quarantined() {
             self.start_trip(core, now);
+        }
+        if core.babbling && self.confirmed && !self.called && core.node().is_some() {
+            let plan = self.plan.as_ref();
+            self.call_at = plan.and_then(|plan| plan.next_call(now));
+            self.called = self.call_at.is_some();
         }
     }
 
@@ -323,6 +360,8 @@ impl Serial {
             self.dismissed_at,
             self.answer.as_ref().map(|(at, _)| *at),
             self.here_at,
+            self.call_at,
+            self.rest.as_ref().map(|(at, ..)| *at),
             self.trip.and_then(|(at, _)| match at {
                 Instant::MAX => core.heard.map(|h| h + core.schedule.master_silence),
                 at => Some(at),
@@ -340,6 +379,7 @@ impl Serial {
     }
 
     pub(super) fn poll(&mut self, core: &mut Core, now: Instant) -> Option<SerialOut> {
+        self.poll_rest(now);
         self.poll_trip(core, now);
         if let Some(node) = core.node() {
             self.poll_slots(core, now, node);
@@ -389,6 +429,17 @@ impl Serial {
         }
     }
 
+    /// The next piece of a frame; the frame is given up when that is late.
+    fn poll_rest(&mut self, now: Instant) {
+        let at = self.rest.as_ref().map(|(at, ..)| *at);
+        if let Some(in_time) = self.due(at, now)
+            && let Some((at, bytes, sampled_at)) = self.rest.take()
+            && in_time
+        {
+            self.put(at, bytes, sampled_at);
+        }
+    }
+
     fn poll_slots(&mut self, core: &mut Core, now: Instant, node: NodeId) {
         if let Some(in_time) = self.due(self.state_at, now) {
             let at = self.state_at.take().unwrap_or(now);
@@ -423,6 +474,13 @@ impl Serial {
             let at = self.here_at.take().unwrap_or(now);
             if in_time {
                 let frame = Frame::Here(node, core.uid.get() as u16);
+                self.say(core, at, &frame, None);
+            }
+        }
+        if let Some(in_time) = self.due(self.call_at, now) {
+            let at = self.call_at.take().unwrap_or(now);
+            if in_time {
+                let frame = Frame::Call(node, core.uid.get() as u16);
                 self.say(core, at, &frame, None);
             }
         }
@@ -517,12 +575,19 @@ impl Serial {
             count = *counter;
         }
         let bytes = superframe::encode(frame, count, core.schedule.seats);
-        let _ = self.out.push_back(signal(at, &bytes, sampled_at));
+        self.put(at, bytes, sampled_at);
+    }
+
+    /// The first piece goes out, the others follow behind minislots.
+    fn put(&mut self, at: Instant, bytes: Bytes, sampled_at: Option<Instant>) {
+        let (piece, rest) = self.timing.split(at, &bytes);
+        let _ = self.out.push_back(signal(at, piece, sampled_at));
+        self.rest = rest.map(|(at, rest)| (at, rest, sampled_at));
     }
 }
 
 /// Bytes for the line.
-pub(crate) fn signal(at: Instant, bytes: &Bytes, sampled_at: Option<Instant>) -> SerialOut {
+pub(crate) fn signal(at: Instant, bytes: &[u8], sampled_at: Option<Instant>) -> SerialOut {
     let mut buffer = [0; MAX_SERIAL];
     for (to, from) in buffer.iter_mut().zip(bytes) {
         *to = *from;

@@ -49,7 +49,7 @@ fn begin_logs(args: &Args, kind: BusKind, world: &mut World) -> Result<Option<Lo
     let mut logs = Vec::new();
     for (path, format) in wanted {
         let Some(path) = path else { continue };
-        if matches!(kind, BusKind::Rs485At1M | BusKind::Rs485At4M) {
+        if kind.is_serial() {
             let what = format!(
                 "{} is not CAN, so there is nothing to write to {}; add --bus can-1m or another CAN bus",
                 kind.name(),

@@ -212,6 +212,7 @@ fn a_bus_that_does_not_exist_is_refused_with_those_that_do() {
         "can-1m",
         "canfd",
         "rs485-4m",
+        "rs485-115k",
     ] {
         assert!(said.contains(word), "{said}");
     }

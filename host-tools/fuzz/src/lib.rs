@@ -111,10 +111,10 @@ pub fn can(mut data: &[u8]) {
 
 /// A stream of characters in pieces, with pauses and breaks between, at both ends of an RS485 line.
 pub fn rs485(mut data: &[u8]) {
-    let kind = if take(&mut data) & 1 == 0 {
-        BusKind::Rs485At1M
-    } else {
-        BusKind::Rs485At4M
+    let kind = match take(&mut data) % 3 {
+        0 => BusKind::Rs485At1M,
+        1 => BusKind::Rs485At4M,
+        _ => BusKind::Rs485At115k,
     };
     let schedule = Schedule::for_bus(kind);
     if let Some(told) = decode_serial(data, schedule.seats)

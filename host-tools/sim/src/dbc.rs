@@ -269,7 +269,7 @@ pub fn dbc(kind: BusKind, slaves: &[Capabilities]) -> Option<String> {
     let fd = match kind {
         BusKind::Can500k | BusKind::Can1M => false,
         BusKind::CanFd => true,
-        BusKind::Rs485At1M | BusKind::Rs485At4M => return None,
+        _ => return None,
     };
     let mut text = String::from("VERSION \"\"\n\nNS_ :\n\nBS_:\n\nBU_: Master");
     for node in 1..=slaves.len() {

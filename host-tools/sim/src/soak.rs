@@ -120,6 +120,8 @@ pub struct BusFigures {
     pub back_ms: [f64; 4],
     /// Schedules in which that took longer than 100 ms.
     pub late: u64,
+    /// Seeds of the first of them.
+    pub late_seeds: Vec<u64>,
     /// Command that shows the worst again.
     pub slowest: String,
     /// Worst of those that had a penalty of their own: quarantine, refused, removed.
@@ -215,6 +217,11 @@ pub fn run(plan: &Plan, progress: impl Fn(u64) + Sync) -> Report {
                 .iter()
                 .filter(|ms| **ms > BACK.as_millis() as f64)
                 .count() as u64,
+            late_seeds: of_bus()
+                .filter(|(_, s)| s.back_ms > BACK.as_millis() as f64)
+                .map(|(seed, _)| *seed)
+                .take(20)
+                .collect(),
             slowest: slowest.map_or_else(String::new, |(seed, _)| replay(kind, *seed)),
             penalty_ms: of_bus()
                 .filter_map(|(_, s)| s.penalty_ms)
@@ -299,7 +306,11 @@ impl Trial {
             }
         });
         let plan = NetPlan {
-            schedule: Schedule::for_bus(kind),
+            schedule: match Schedule::for_bus(kind) {
+                // Few slaves: a cycle that is short for that bus.
+                slow if kind == BusKind::Rs485At115k => slow.with_cycle(Duration::from_millis(90)),
+                usual => usual,
+            },
             slaves: slaves.collect(),
             seed,
             crystal_ppm: 50.0,

@@ -78,7 +78,7 @@ impl CanTiming {
             BusKind::Can500k => Self::new(500_000, 500_000),
             BusKind::Can1M => Self::new(1_000_000, 1_000_000),
             BusKind::CanFd => Self::new(1_000_000, 5_000_000),
-            BusKind::Rs485At1M | BusKind::Rs485At4M => None,
+            BusKind::Rs485At1M | BusKind::Rs485At4M | BusKind::Rs485At115k => None,
         }
     }
 

@@ -56,6 +56,11 @@ impl LineTiming {
         match kind {
             BusKind::Rs485At1M => Self::new(1_000_000, Duration::from_nanos(1_000)),
             BusKind::Rs485At4M => Self::new(4_000_000, Duration::from_nanos(250)),
+            // 115207 baud: the bit of 115200 is no whole number of nanoseconds.
+            BusKind::Rs485At115k => Some(Self {
+                bit: Duration::from_nanos(8_680),
+                turnaround: Duration::from_nanos(8_680),
+            }),
             BusKind::Can500k | BusKind::Can1M | BusKind::CanFd => None,
         }
     }
