@@ -684,7 +684,7 @@ impl Rig {
     /// On RS485 there are none, and a break waits for no frame.
     fn has_free_mailbox(&self, i: usize) -> bool {
         match &self.medium {
-            Medium::Can(bus, _) => MAILBOXES
+            Medium::Can(bus, _) => Mailbox::ALL
                 .iter()
                 .any(|m| bus.is_free(self.units[i].port, *m)),
             Medium::Serial(_) => true,
