@@ -7,7 +7,7 @@ use anyhow::Result;
 use helio_bus::analysis::can::CanErrors;
 use helio_bus::analysis::{Analysis, Assumptions, Bound, Overfull, fits, most_slaves};
 use helio_bus::{BusKind, Capabilities, Schedule};
-use helio_sim::bounds::{self, Comparison};
+use helio_sim::bounds::{self, Row};
 use helio_sim::scenario::Scenario;
 use helio_sim::{schedule, schedule_of};
 use helio_units::Duration;
@@ -95,7 +95,7 @@ pub fn run(command: Command) -> Result<()> {
         let what = format!("{file}: this schedule does not fit: {overfull}; {remedy}");
         return Err(BadInput::new(what).into());
     }
-    let late = compared.is_some_and(|seen| seen.rows.iter().any(|r| r.violations > 0));
+    let late = compared.is_some_and(|(_, rows)| rows.iter().any(|r| r.violations > 0));
     if late {
         anyhow::bail!("a message was later than its bound: the analysis or the bus is wrong");
     }
@@ -171,12 +171,14 @@ fn remedy(kind: BusKind, slaves: &[Capabilities], most: u8) -> String {
     }
 }
 
+type Compared = (u64, Vec<Row>);
+
 fn compare(
     schedule: &Schedule,
     slaves: &[Capabilities],
     seed: u64,
     frames: u64,
-) -> Result<Comparison> {
+) -> Result<Compared> {
     let plan = bounds::Plan {
         schedule: *schedule,
         slaves: slaves.to_vec(),
@@ -197,9 +199,8 @@ fn compare(
         eprint!("\r{:40}\r", "");
     }
     let critical = bounds::critical(&plan)?;
-    chaos.frames += critical.frames;
     chaos.rows.extend(critical.rows);
-    Ok(chaos)
+    Ok((chaos.frames + critical.frames, chaos.rows))
 }
 
 /// Microseconds until 10 ms.
@@ -214,7 +215,7 @@ fn as_text(
     slaves: &[Capabilities],
     columns: &[Analysis],
     most: u8,
-    compared: &Option<Comparison>,
+    compared: &Option<Compared>,
 ) -> String {
     let Some(calm) = columns.first() else {
         return String::new();
@@ -242,15 +243,8 @@ fn as_text(
     }
     text += "\ncalm: 4 alarms and 2 orders a cycle. storm: all slaves trip and alarm at once. babbler: and one\n\
              spends its whole budget. errors: storm, and a frame destroyed at once and every 10 ms.\n";
-    if let Some(Comparison {
-        frames,
-        rows,
-        boxed,
-    }) = compared
-    {
-        text += &format!(
-            "\n{frames} frames simulated; trips that found all mailboxes full of their slave's own frames, not in the table: {boxed}\n"
-        );
+    if let Some((frames, rows)) = compared {
+        text += &format!("\n{frames} frames simulated\n");
         text += "run       message     timed   worst us   bound us   ratio  violations\n";
         for row in rows {
             text += &format!(
@@ -275,7 +269,7 @@ fn as_json(
     columns: &[Analysis],
     most: u8,
     verdict: &Result<(), Overfull>,
-    compared: &Option<Comparison>,
+    compared: &Option<Compared>,
 ) -> Value {
     let us = |d: Option<Duration>| d.map(|d| d.as_nanos() as f64 / 1e3);
     let calm = columns.first();
@@ -302,10 +296,9 @@ fn as_json(
         "fits": verdict.is_ok(),
         "breaks": verdict.as_ref().err().map(|Overfull(b)| b.kind.name()),
         "bounds": bounds,
-        "simulated": compared.as_ref().map(|seen| json!({
-            "frames": seen.frames,
-            "trips_behind_own_frames": seen.boxed,
-            "rows": seen.rows.iter().map(|row| json!({
+        "simulated": compared.as_ref().map(|(frames, rows)| json!({
+            "frames": frames,
+            "rows": rows.iter().map(|row| json!({
                 "run": row.run,
                 "message": row.kind.name(),
                 "timed": row.count,

@@ -74,9 +74,6 @@ pub struct Comparison {
     pub frames: u64,
     /// By run and kind.
     pub rows: Vec<Row>,
-    /// Trips that are not among those: all mailboxes of their slaves were full of its own frames, which
-    /// no bound covers.
-    pub boxed: u64,
 }
 
 /// The rack did not come up, so nothing was compared.
@@ -117,7 +114,6 @@ pub fn chaos(
     Ok(Comparison {
         frames: rig.frames - before,
         rows: rig.rows("chaos", plan, &assumed, |_| true),
-        boxed: rig.boxed,
     })
 }
 
@@ -280,7 +276,6 @@ struct Rig {
     tries: usize,
     started: Instant,
     tripped: Option<Instant>,
-    boxed: u64,
     ordered: Vec<(NodeId, Instant)>,
     tallies: [Tally; KINDS.len()],
     frames: u64,
@@ -372,7 +367,6 @@ impl Rig {
             tries: plan.tries,
             started: Instant::ZERO,
             tripped: None,
-            boxed: 0,
             ordered: Vec::new(),
             tallies: [Tally::default(); KINDS.len()],
             frames: 0,
@@ -639,18 +633,13 @@ impl Rig {
             Stimulus::TripStream => {
                 let one = self.pick(self.spare);
                 let some = self.pick(4);
-                let mut free = false;
                 for i in 0..self.spare {
                     if some == 0 || i == one || (some == 1 && self.noise.uniform() < 0.3) {
-                        free |= self.has_free_mailbox(i);
                         self.units[i].link.trip(now);
                         self.drain(i);
                     }
                 }
-                match free {
-                    true => _ = self.tripped.get_or_insert(now),
-                    false => self.boxed += 1,
-                }
+                self.tripped.get_or_insert(now);
                 let next = now + cycle + self.random(cycle);
                 self.push(next, what);
             }
@@ -679,16 +668,6 @@ impl Rig {
 
     fn is_can(&self) -> bool {
         matches!(self.medium, Medium::Can(..))
-    }
-
-    /// On RS485 there are none, and a break waits for no frame.
-    fn has_free_mailbox(&self, i: usize) -> bool {
-        match &self.medium {
-            Medium::Can(bus, _) => Mailbox::ALL
-                .iter()
-                .any(|m| bus.is_free(self.units[i].port, *m)),
-            Medium::Serial(_) => true,
-        }
     }
 
     fn alarm(&mut self, i: usize) {
