@@ -255,7 +255,7 @@ fn who_only_listens_hears_all_and_acknowledges_nothing() {
     let mut a = hub.join(CLASSIC);
     a.ask(&Request::Send(0, frame(1, &[])));
     assert!(
-        matches!(a.hear(), Told::State(_, 8, 0)),
+        matches!(a.hear(), Told::State(_, 8.., 0)),
         "no one acknowledged"
     );
     let mut b = hub.join(CLASSIC);
