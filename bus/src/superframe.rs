@@ -672,7 +672,8 @@ impl Timing {
         bit_ns: 0,
         guard: Duration::ZERO,
         brk: Duration::ZERO,
-        piece: MAX_SERIAL,
+        // All zeros: a link at rest takes no flash.
+        piece: 0,
     };
 
     /// Of an RS485 bus; that of 1 Mbaud for any other.
