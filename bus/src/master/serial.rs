@@ -19,6 +19,7 @@ use crate::superframe::{
     self, Answer, Beacon, Bytes, Decoded, Extra, Frame, MAX_DEPTH, MAX_ORDERS, MAX_PAIRS, Parser,
     Place, Plan, Role, Timing,
 };
+use heapless::Vec;
 use helio_units::{Duration, Instant, NodeId, Uid};
 
 /// Depth at which a cold rack starts to join.
@@ -31,7 +32,8 @@ pub(super) struct Serial<const SEATS: usize> {
     timing: Timing,
     parser: Parser,
     beacon_due: bool,
-    plan: Option<Plan>,
+    /// At most one. (An `Option` of it would say that there is none by other than zeros, and take flash for all of a master.)
+    plan: Vec<Plan, 1>,
     /// Next pair of windows.
     pair: u8,
     /// Places of the plan that were looked at, when they were over, for who was silent.
@@ -84,7 +86,7 @@ impl<const SEATS: usize> Serial<SEATS> {
             timing: Timing::NONE,
             parser: Parser::new(),
             beacon_due: false,
-            plan: None,
+            plan: Vec::new(),
             pair: 0,
             examined: 0,
             watch: None,
@@ -117,7 +119,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     }
 
     pub(super) fn handle_bytes(&mut self, core: &mut Core<SEATS>, now: Instant, bytes: &[u8]) {
-        if let Some(plan) = &self.plan
+        if let Some(plan) = self.plan.first()
             && let Some(slot) = plan.join_at(now)
             && let Some(start) = plan.join(slot)
         {
@@ -217,7 +219,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     }
 
     pub(super) fn handle_break(&mut self, core: &mut Core<SEATS>, now: Instant) {
-        let Some(plan) = &self.plan else {
+        let Some(plan) = self.plan.first() else {
             return self.parser.clear();
         };
         if plan.in_minislot(now) {
@@ -239,7 +241,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     /// When every group of claims is resolved. Nobody says anything but seats are given: then the
     /// next beacon, which lets them be taken, need not wait for the end of the superframe.
     fn early_at(&self, core: &Core<SEATS>) -> Option<Instant> {
-        let plan = self.plan.as_ref()?;
+        let plan = self.plan.first()?;
         let slot = u32::from(self.groups.1).saturating_add(self.groups.0);
         let at = plan.join(u16::try_from(slot).ok()?)?;
         (!self.beacon_due && self.joining.is_none() && core.seats.only_offers()).then_some(at)
@@ -257,7 +259,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     /// Looks for who was silent in the slots that are over.
     fn examine(&mut self, core: &mut Core<SEATS>, now: Instant) {
         self.watch = None;
-        let Some(plan) = &self.plan else {
+        let Some(plan) = self.plan.first() else {
             return;
         };
         for (place, start, minislot) in plan.places().skip(self.examined) {
@@ -284,7 +286,7 @@ impl<const SEATS: usize> Serial<SEATS> {
 
     /// When to ask next.
     fn ask_at(&self) -> Option<Instant> {
-        let plan = self.plan.as_ref()?;
+        let plan = self.plan.first()?;
         let (next, end) = self.pair_ask;
         plan.ask(self.head_ask)
             .or_else(|| plan.ask_in_pair(next).filter(|_| next < end))
@@ -294,7 +296,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     fn poll_ask(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<SerialOut> {
         let at = self.ask_at().filter(|at| now >= *at)?;
         let seats = core.schedule.seats;
-        let is_head = self.plan.as_ref()?.ask(self.head_ask).is_some();
+        let is_head = self.plan.first()?.ask(self.head_ask).is_some();
         match is_head {
             true => self.head_ask += 1,
             false => self.pair_ask.0 += 1,
@@ -313,7 +315,7 @@ impl<const SEATS: usize> Serial<SEATS> {
     }
 
     pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
-        let window = self.plan.as_ref().and_then(|p| p.pair(self.pair));
+        let window = self.plan.first().and_then(|p| p.pair(self.pair));
         let window = window.map(|(ours, _)| ours);
         crate::slave::earliest([
             window,
@@ -347,7 +349,7 @@ impl<const SEATS: usize> Serial<SEATS> {
         if let Some(ask) = self.poll_ask(core, now) {
             return Some(ask);
         }
-        let (at, _) = self.plan.as_ref()?.pair(self.pair).filter(|p| now >= p.0)?;
+        let (at, _) = self.plan.first()?.pair(self.pair).filter(|p| now >= p.0)?;
         self.pair += 1;
         if self.pair == 1 {
             self.examine(core, now);
@@ -461,7 +463,8 @@ impl<const SEATS: usize> Serial<SEATS> {
         self.tagged = beacon.sync.tag.is_some();
         self.groups = (1 << beacon.depth, 0);
         self.split = false;
-        self.plan = Some(next);
+        self.plan.clear();
+        let _ = self.plan.push(next);
         let seats = schedule.seats;
         let mut bytes = superframe::encode(&Frame::Beacon(beacon), self.beacon_counter, seats);
         for order in orders {
@@ -509,7 +512,7 @@ impl<const SEATS: usize> Serial<SEATS> {
         at: Instant,
         claim: Option<(Uid, Description)>,
     ) -> Option<Answer> {
-        let slot = self.plan.as_ref().and_then(|p| p.join_at(at)).unwrap_or(0);
+        let slot = self.plan.first().and_then(|p| p.join_at(at)).unwrap_or(0);
         let idle = u32::from(slot.saturating_sub(self.groups.1));
         self.groups.0 = self.groups.0.saturating_sub(idle);
         self.groups.1 = slot + 1;
@@ -541,7 +544,7 @@ impl<const SEATS: usize> Serial<SEATS> {
 
     /// The superframe is over: how finely the next one divides those who want to join.
     fn close_joining(&mut self) {
-        let Some(plan) = &self.plan else {
+        let Some(plan) = self.plan.first() else {
             return;
         };
         let idle = u32::from(plan.joins.saturating_sub(self.groups.1));
