@@ -181,7 +181,7 @@ int helio_can_send(uint32_t mailbox, uint32_t id, uint32_t flags, const uint8_t 
 uint32_t helio_can_mailboxes(void)
 {
 	k_spinlock_key_t key = k_spin_lock(&lock);
-	uint32_t none = BIT_MASK(8) & ~BIT_MASK(MAILBOXES);
+	uint32_t none = BIT_MASK(4) & ~BIT_MASK(MAILBOXES);
 	uint32_t bits = sent | failed << 8 | (waiting | none) << 16;
 
 	sent = 0;

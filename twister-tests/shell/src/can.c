@@ -83,8 +83,9 @@ ZTEST(can, test_each_mailbox_is_confirmed_once)
 	zassert_ok(helio_can_send(0, 1, 0, "a", 1));
 	zassert_ok(helio_can_send(1, 2, 0, "b", 1));
 	zassert_ok(helio_can_send(2, 3, 1, "c", 1));
+	zassert_ok(helio_can_send(3, 0, 0, "", 0));
 	k_sleep(K_MSEC(5));
-	zassert_equal(helio_can_mailboxes(), 0x7);
+	zassert_equal(helio_can_mailboxes(), 0xf);
 	zassert_equal(helio_can_mailboxes(), 0);
 }
 
@@ -104,7 +105,7 @@ ZTEST(can, test_a_full_mailbox_is_refused)
 
 ZTEST(can, test_what_no_mailbox_takes_is_refused)
 {
-	zassert_equal(helio_can_send(3, 1, 0, "a", 1), -EINVAL);
+	zassert_equal(helio_can_send(4, 1, 0, "a", 1), -EINVAL);
 	zassert_equal(helio_can_send(0, 1, 2, data, 65), -EINVAL);
 }
 
