@@ -31,7 +31,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let cells = args.data.join("fitted");
+    let cells = args.data.join("cells");
     if !cells.is_dir() {
         return Err(BadInput::new(format!(
             "{}: no such folder; run from the repository or name its data folder with --data",
@@ -112,9 +112,8 @@ fn case(group: Group, params: CellParams, r: Recording, start: Option<f64>) -> R
 
 fn cases(args: &Args, skipped: &mut Vec<String>) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    let cell = |name: &str| {
-        Ok::<_, anyhow::Error>(load_cell(&args.data.join("fitted").join(name))?.params)
-    };
+    let cell =
+        |name: &str| Ok::<_, anyhow::Error>(load_cell(&args.data.join("cells").join(name))?.params);
     let lg = cell("lg-m50.toml")?;
     for file in files(&args.data.join("traces"), "lgm50_us06_", ".csv") {
         cases.push(case(Group::NmcModel, lg, load(&file, None)?, None)?);
