@@ -36,6 +36,19 @@ fn the_state_of_charge_of_a_recorded_drive_is_estimated_to_three_points() {
     );
 }
 
+/// Quick, so that figures miss their goals: what it needs is there, and all is measured that the repository alone has data for.
+#[test]
+fn the_bench_of_batteries_finds_its_cells_traces_and_lives() {
+    let mut bench = helio();
+    bench.args(["bench", "battery", "--quick", "--json", "--data"]);
+    let output = bench.arg(shipped("data")).output().unwrap();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let count = |of: &str| report[of].as_array().map_or(0, Vec::len);
+    assert!(count("plain") >= 6, "{report}");
+    assert_eq!(count("lives"), 8, "{report}");
+}
+
 /// Eight anchors around and above the floor, in millimetres, at different heights.
 const ANCHORS: [[i32; 3]; 8] = [
     [0, 0, 3_000],
