@@ -513,12 +513,9 @@ impl HealthFilter {
             if step == STEPS {
                 self.belief.update_projected(&g, variance, innovation, r);
                 break;
-            } else {
-                (0..N).for_each(|k| x[k] = before[k] + g[k] * innovation / (variance + r));
             }
-            LIMITS
-                .iter()
-                .for_each(|&(k, low, high)| x[k] = x[k].clamp(low, high));
+            (0..N).for_each(|k| x[k] = before[k] + g[k] * innovation / (variance + r));
+            clamp(&mut x);
         }
         self.limit();
         self.rests = self.rests.saturating_add(1);
@@ -536,9 +533,7 @@ impl HealthFilter {
             }
         }
         // Each takes the others along, by so little that they stay what a cell can be.
-        LIMITS
-            .iter()
-            .for_each(|&(k, low, high)| x[k] = x[k].clamp(low, high));
+        clamp(x);
     }
 
     /// Where the cell stands, by its state of charge: between two ends that are as uncertain as the electrodes are.
@@ -612,6 +607,12 @@ impl HealthFilter {
         let gain = variance / (variance + r);
         *mean += gain * (seen.mean - *mean);
         *sigma = math::sqrt((1.0 - gain) * variance);
+    }
+}
+
+fn clamp(x: &mut [f32; N]) {
+    for (k, low, high) in LIMITS {
+        x[k] = x[k].clamp(low, high);
     }
 }
 

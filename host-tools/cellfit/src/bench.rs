@@ -2,7 +2,7 @@
 //! sensor errors of the McMaster blind benchmark, beside coulomb counting and a plain extended Kalman filter; and capacity
 //! over a cell's life.
 
-use helio_battery::CellParams;
+use helio_battery::{CellParams, HealthFilter};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -273,6 +273,8 @@ pub fn measure(
         for sensors in Sensors::USUAL {
             progress(&format!("life {}", life.recording.name));
             let (score, _) = life::follow(
+                0,
+                HealthFilter::NEW,
                 &life.params,
                 &life.recording,
                 &life.capacity_ah,

@@ -97,19 +97,8 @@ pub struct LifeScore {
 /// A cell's file is made new again when its capacity has changed by this share.
 const RENEW: f32 = 0.003;
 
-/// Follows the life of a new cell. `capacity_ah` is the truth, one per row, `soc` too.
+/// Follows a life from a row on, of a cell of which `health` is known. `capacity_ah` is the truth, one per row, `soc` too.
 pub fn follow(
-    params: &CellParams,
-    r: &Recording,
-    capacity_ah: &[f64],
-    soc: &[f64],
-    sensors: &Sensors,
-) -> (LifeScore, Vec<LifePoint>) {
-    follow_from(0, HealthFilter::NEW, params, r, capacity_ah, soc, sensors)
-}
-
-/// Follows a life from a row on, of a cell of which `health` is known.
-pub fn follow_from(
     row: usize,
     mut health: HealthFilter,
     params: &CellParams,

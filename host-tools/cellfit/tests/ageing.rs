@@ -4,7 +4,7 @@ use std::path::Path;
 
 use helio_battery::{HealthFilter, Modes};
 use helio_cellfit::fit::{About, fit};
-use helio_cellfit::life::{Sensors, follow, follow_from};
+use helio_cellfit::life::{Sensors, follow};
 use helio_cellfit::recording::{Columns, Recording, Sign, Source, join};
 
 fn load(name: &str, extra: Option<&str>) -> Recording {
@@ -34,13 +34,13 @@ fn capacity_is_followed_within_a_percent_and_its_bounds_hold() {
             r.extra.clone().expect("truth"),
         );
         for sensors in Sensors::USUAL {
-            let (score, _) = follow(&params, &r, &capacity, &soc, &sensors);
+            let (score, _) = follow(0, HealthFilter::NEW, &params, &r, &capacity, &soc, &sensors);
             assert!(score.rests > 150, "{score:?}");
             assert!(score.rmse_pct < 1.0, "{score:?}");
             within.push(score.within_bounds_pct);
             // A master is told nothing of the age of the cells that it meets.
             let (late, unknown) = (r.t.len() * 9 / 10, HealthFilter::since(Modes::NEW, 0.08));
-            let (score, _) = follow_from(late, unknown, &params, &r, &capacity, &soc, &sensors);
+            let (score, _) = follow(late, unknown, &params, &r, &capacity, &soc, &sensors);
             assert!(score.rests > 15 && score.rmse_pct < 3.5, "{score:?}");
             assert!(score.within_bounds_pct >= 95.0, "{score:?}");
         }
