@@ -33,7 +33,7 @@ pub fn master(schedule: Schedule, name: Option<&str>) -> MasterConfig {
             .unwrap_or(CONFIG_HELIO_MASTER_NAME)
             .try_into()
             .unwrap_or_default(),
-        schedule,
+        buses: [schedule].into_iter().collect(),
         topology: Topology {
             expected: CONFIG_HELIO_EXPECTED as u8,
             strings: CONFIG_HELIO_STRINGS as u8,

@@ -92,15 +92,15 @@ fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Cl
     let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = 0;
     loop {
-        bus.receive(&mut parts, master);
+        bus.receive(&mut parts, &mut master.on(0));
         master.handle_timeout(now());
-        bus.transmit(&mut parts, master);
+        bus.transmit(&mut parts, &mut master.on(0));
         clients.serve(&mut parts, master);
-        bus.transmit(&mut parts, master);
+        bus.transmit(&mut parts, &mut master.on(0));
         store(master, &mut parts);
         let members = (1..=127)
             .filter_map(helio_units::NodeId::new)
-            .filter(|n| master.link().member(*n).is_some())
+            .filter(|n| master.trunk().member(*n).is_some())
             .count();
         if told != members {
             told = members;

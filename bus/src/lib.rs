@@ -11,6 +11,7 @@
 //! budget   how much at most      segment   datagrams over frames
 //! superframe  RS485: how it is spelt, and every place in time
 //! station     what a shell needs of either end
+//! trunk       several buses of one master
 //! analysis    how late each message can be, and how many slaves fit
 //! ```
 #![no_std]
@@ -33,6 +34,7 @@ mod segment;
 mod slave;
 mod station;
 mod superframe;
+mod trunk;
 mod wire;
 
 pub use e2e::DataId;
@@ -44,6 +46,7 @@ pub use segment::MAX_DATAGRAM;
 pub use slave::{SlaveLink, SlaveStats};
 pub use station::Station;
 pub use superframe::{decode_message as decode_serial, encode_message as encode_serial};
+pub use trunk::Trunk;
 pub use wire::{DecodeError, Decoded, decode as decode_can, encode as encode_can};
 
 /// Not taken: too much is under way; try again after some time. Also the answer to a datagram

@@ -252,6 +252,35 @@ pub enum Message {
     Ranges(NodeId, Ranges),
 }
 
+impl Message {
+    /// The slave that says it.
+    pub const fn node(&self) -> Option<NodeId> {
+        match self {
+            Self::Alarm(node, _)
+            | Self::Summary(node, _)
+            | Self::CellChunk { node, .. }
+            | Self::TempChunk { node, .. }
+            | Self::RangeChunk { node, .. }
+            | Self::State(node, _)
+            | Self::Ranges(node, _) => Some(*node),
+            Self::Trip | Self::Sync(_) | Self::Command(_) => None,
+        }
+    }
+
+    fn set_node(&mut self, new: NodeId) {
+        match self {
+            Self::Alarm(node, _)
+            | Self::Summary(node, _)
+            | Self::CellChunk { node, .. }
+            | Self::TempChunk { node, .. }
+            | Self::RangeChunk { node, .. }
+            | Self::State(node, _)
+            | Self::Ranges(node, _) => *node = new,
+            Self::Trip | Self::Sync(_) | Self::Command(_) => {}
+        }
+    }
+}
+
 /// Which buses there are. The numbers of the demo's `--bus`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BusKind {
@@ -519,6 +548,35 @@ pub enum MasterEvent {
     },
     /// A whole management datagram has come from this slave; read it with `datagram()`.
     Datagram(NodeId),
+}
+
+impl MasterEvent {
+    /// Whom it is about, if that has a seat.
+    pub const fn node(&self) -> Option<NodeId> {
+        match self {
+            Self::Joined { node, .. }
+            | Self::Left { node, .. }
+            | Self::Duplicate { node, .. }
+            | Self::Rejected { node, .. }
+            | Self::Datagram(node) => Some(*node),
+            Self::Message(message) => message.node(),
+            Self::Refused { .. } | Self::Trip => None,
+        }
+    }
+
+    /// The same about another seat.
+    pub(crate) fn with_node(mut self, new: NodeId) -> Self {
+        match &mut self {
+            Self::Joined { node, .. }
+            | Self::Left { node, .. }
+            | Self::Duplicate { node, .. }
+            | Self::Rejected { node, .. }
+            | Self::Datagram(node) => *node = new,
+            Self::Message(message) => message.set_node(new),
+            Self::Refused { .. } | Self::Trip => {}
+        }
+        self
+    }
 }
 
 /// What the end-to-end check found.

@@ -220,12 +220,17 @@ impl<const SEATS: usize> Seats<SEATS> {
         }
     }
 
-    /// All seats are free.
-    pub fn start(&mut self) {
-        while !self.seats.is_full() {
+    /// All seats are free, and there are no more than so many.
+    pub fn start(&mut self, room: usize) {
+        while self.seats.len() < room && !self.seats.is_full() {
             let _ = self.seats.push(EMPTY);
         }
         self.scan_at = Instant::MAX;
+    }
+
+    /// Seats that there are.
+    pub fn len(&self) -> usize {
+        self.seats.len()
     }
 
     /// The member on a seat.

@@ -71,6 +71,8 @@ pub const FRAGMENT_DATA: usize = FRAGMENT_LEN - HEAD - CHECK - 4;
 pub const MAX_ORDERS: usize = 2;
 /// Most asks behind a beacon. They take the place of a join slot, or where guards are long of two.
 const HEAD_ASKS: u8 = 2;
+/// A trip is shown in so many minislots.
+pub const TRIP_REPEATS: u8 = 2;
 /// So late a trip may be; twice at 115200 baud.
 const TRIP: Duration = Duration::from_millis(1);
 /// A call is never cut.

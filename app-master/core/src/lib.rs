@@ -1,15 +1,15 @@
-//! Master core: joins the slaves of one bus to a pack and an anchor field, and answers clients.
+//! Master core: joins the slaves of its buses to a pack and an anchor field, and answers clients.
 //!
 //! Frames go in through `handle_can` or `handle_serial`, time through [`Master::handle_timeout`],
 //! client datagrams through [`Master::handle_smp`]; frames come out of `poll_can` or `poll_serial`.
 //! It owns no clock, pin or thread, so firmware and simulator run the same code.
 //!
 //! ```text
-//!  bus --> MasterLink --events--> Seat[n] --> Strings --orders--> MasterLink --> bus
-//!                           |        |  GroupFilter, HealthFilter
-//!                           |        '--> PackFigures --.
-//!                           '--> Epoch --> locate ------+--> Log --> handle_smp --> clients
-//!                                  AnchorMap -'         '
+//!  bus --> Trunk --events--> Seat[n] --> Strings --orders--> Trunk --> bus
+//!                      |        |  GroupFilter, HealthFilter
+//!                      |        '--> PackFigures --.
+//!                      '--> Epoch --> locate ------+--> Log --> handle_smp --> clients
+//!                             AnchorMap -'         '
 //! ```
 //!
 //! Where the pack has main contactors and a precharge relay ([`PackControl`]), what is measured there
@@ -36,7 +36,7 @@ use helio_battery::{CellParams, Modes};
 use helio_bus::analysis::Overfull;
 use helio_bus::{
     Busy, CanFrame, CanId, CanOut, Capabilities, Cells, Command, E2eFault, LeaveReason, Mailbox,
-    MasterEvent, MasterLink, Message, Order, Schedule, SerialOut, Severity, State, Station,
+    MasterEvent, Message, Order, Schedule, SerialOut, Severity, State, Station, Trunk,
 };
 use helio_smp::heliograph::{self, Fault};
 use helio_smp::standard::{self, Stat};
@@ -53,13 +53,16 @@ use pack::{PackFigures, PackState, Params, Seat, StringDecision, Strings, Topolo
 use sleep::{Change, Seen, Sleep, SleepConfig};
 use telemetry::{Event, HealthFigures, Log, Record, SlaveFigures, What};
 
+/// Most buses of one master.
+pub const MAX_BUSES: usize = 4;
+
 /// What an integrator decides.
 #[derive(Clone, Debug)]
 pub struct MasterConfig {
     /// Shown to clients.
     pub name: heapless::String<24>,
-    /// Timing of the bus.
-    pub schedule: Schedule,
+    /// Timing of each bus, in order; seats are numbered through ([`Trunk`]).
+    pub buses: heapless::Vec<Schedule, MAX_BUSES>,
     /// How seats form strings.
     pub topology: Topology,
     /// The kind of cell in this pack, as new.
@@ -101,8 +104,10 @@ impl PackControl {
     }
 }
 
-/// The master of one bus with up to `SEATS` slaves, remembering `LOG` records.
-pub struct Master<const SEATS: usize, const LOG: usize> {
+/// The master of up to `BUSES` buses with up to `SEATS` slaves in all, remembering `LOG` records.
+///
+/// What carries frames names the bus, counted from 0.
+pub struct Master<const SEATS: usize, const LOG: usize, const BUSES: usize = 1> {
     name: heapless::String<24>,
     /// `None` before [`Self::start`].
     new_cell: Option<&'static CellParams>,
@@ -115,7 +120,7 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     range_sigma_mm: u32,
     slave_period: Duration,
     pack_period: Duration,
-    link: MasterLink<SEATS>,
+    trunk: Trunk<BUSES, SEATS>,
     /// All of them, from the start on.
     seats: heapless::Vec<Seat, SEATS>,
     strings: Strings,
@@ -128,10 +133,9 @@ pub struct Master<const SEATS: usize, const LOG: usize> {
     returning: Option<(u128, Instant)>,
     log: Log<LOG>,
     map: AnchorMap,
-    epoch: Epoch,
+    /// One for all buses that are in step, else one for each.
+    epochs: [Epoch; BUSES],
     locator: Locator,
-    /// When the epoch being gathered is closed, complete or not.
-    epoch_ends: Option<Instant>,
     gate_wanted: bool,
     balance_wanted: bool,
     isolate_wanted: [bool; SEATS],
@@ -200,6 +204,9 @@ impl Counters {
     };
 }
 
+/// The longest name of a bus and a sign between two, for each.
+const BUS_NAMES: usize = MAX_BUSES * 11;
+
 /// Slaves that clients may ask at the same time.
 const TUNNELS: usize = 8;
 
@@ -212,7 +219,7 @@ const RETURN: Duration = Duration::from_secs(1);
 /// Level checks: often enough that a lost order is repeated within a few cycles.
 const TICK: Duration = Duration::from_millis(50);
 
-impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
+impl<const SEATS: usize, const LOG: usize, const BUSES: usize> Master<SEATS, LOG, BUSES> {
     /// Starts with nobody on the bus, all strings open and the pack wanted on.
     pub fn new(config: &MasterConfig) -> Self {
         let mut master = Self::vacant();
@@ -254,7 +261,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             range_sigma_mm: 0,
             slave_period: Duration::ZERO,
             pack_period: Duration::ZERO,
-            link: MasterLink::vacant(),
+            trunk: Trunk::vacant(),
             seats: heapless::Vec::new(),
             strings: Strings::NONE,
             contactors: heapless::Vec::new(),
@@ -267,9 +274,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             returning: None,
             log: Log::new(),
             map: AnchorMap::new(),
-            epoch: Epoch::new(),
+            epochs: [const { Epoch::new() }; BUSES],
             locator: Locator::new(),
-            epoch_ends: None,
             gate_wanted: false,
             balance_wanted: false,
             isolate_wanted: [false; SEATS],
@@ -292,7 +298,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     pub fn start(&mut self, config: &MasterConfig) {
         let MasterConfig {
             name,
-            schedule,
+            buses,
             topology,
             cell,
             balance,
@@ -309,7 +315,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         self.range_sigma_mm = *range_sigma_mm;
         self.slave_period = *slave_period;
         self.pack_period = *pack_period;
-        self.link.start(*schedule);
+        self.trunk.start(buses);
         self.strings = Strings::new(*topology);
         self.control_pack(PackControl::new(cell));
         self.log.start();
@@ -325,32 +331,32 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// A frame that the CAN controller received.
-    pub fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
+    pub fn handle_can(&mut self, bus: usize, now: Instant, frame: &CanFrame) {
         if !self.sleep.is_asleep() {
-            self.link.handle_can(now, frame);
+            self.trunk.handle_can(bus, now, frame);
             self.drain(now);
         }
     }
 
     /// The frame in this mailbox is on the wire.
-    pub fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
+    pub fn handle_sent(&mut self, bus: usize, now: Instant, mailbox: Mailbox) {
         if !self.sleep.is_asleep() {
-            self.link.handle_sent(now, mailbox);
+            self.trunk.handle_sent(bus, now, mailbox);
         }
     }
 
     /// Characters that the UART received; `now` is the end of the last one.
-    pub fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
+    pub fn handle_serial(&mut self, bus: usize, now: Instant, bytes: &[u8]) {
         if !self.sleep.is_asleep() {
-            self.link.handle_serial(now, bytes);
+            self.trunk.handle_serial(bus, now, bytes);
             self.drain(now);
         }
     }
 
     /// The UART saw a break.
-    pub fn handle_break(&mut self, now: Instant) {
+    pub fn handle_break(&mut self, bus: usize, now: Instant) {
         if !self.sleep.is_asleep() {
-            self.link.handle_break(now);
+            self.trunk.handle_break(bus, now);
             self.drain(now);
         }
     }
@@ -367,10 +373,13 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                 return;
             }
         }
-        self.link.handle_timeout(now);
+        self.trunk.handle_timeout(now);
         self.drain(now);
-        if self.epoch_ends.is_some_and(|at| now >= at) {
-            self.close_epoch(now);
+        for place in 0..BUSES {
+            let ends = self.epochs.get(place).and_then(Epoch::ends);
+            if ends.is_some_and(|at| now >= at) {
+                self.close_epoch(now, place);
+            }
         }
         if let Some(contactors) = self.contactors.first_mut() {
             contactors.handle_timeout(now);
@@ -401,8 +410,8 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         let own = self.next_tick.min(self.next_pack).min(self.next_slave);
         // Clients of slaves are told of a timeout by `poll_smp`, a level check late at most.
         [
-            self.link.poll_timeout(),
-            self.epoch_ends,
+            self.trunk.poll_timeout(),
+            self.epochs.iter().filter_map(Epoch::ends).min(),
             contactors,
             Some(own),
         ]
@@ -412,34 +421,34 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 
     /// The next frame for this mailbox; call whenever it is free.
-    pub fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
+    pub fn poll_can(&mut self, bus: usize, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
         if self.sleep.is_asleep() {
             return None;
         }
-        self.link.poll_can(now, mailbox)
+        self.trunk.poll_can(bus, now, mailbox)
     }
 
     /// The next transmission of the UART.
-    pub fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
+    pub fn poll_serial(&mut self, bus: usize, now: Instant) -> Option<SerialOut> {
         if self.sleep.is_asleep() {
             return None;
         }
-        self.link.poll_serial(now)
+        self.trunk.poll_serial(bus, now)
     }
 
-    /// Keeps a seat for a device that is known to belong there; see [`MasterLink::reserve`].
+    /// Keeps a seat for a device that is known to belong there; see [`helio_bus::MasterLink::reserve`].
     pub fn reserve(&mut self, node: NodeId, uid: Uid, capabilities: Capabilities) {
-        self.link.reserve(node, uid, capabilities);
+        self.trunk.reserve(node, uid, capabilities);
     }
 
-    /// Tells this start from the one before; see [`MasterLink::set_session`].
+    /// Tells this start from the one before; see [`helio_bus::MasterLink::set_session`].
     pub fn set_session(&mut self, number: u8) {
-        self.link.set_session(number);
+        self.trunk.set_session(number);
     }
 
     /// Tags that the anchors range to, in turn.
     pub fn set_tags(&mut self, tags: &[TagId]) {
-        self.link.set_tags(tags);
+        self.trunk.set_tags(tags);
     }
 
     /// What the shell measured of the bus in the last second: busy share, worst sample-to-value time.
@@ -527,7 +536,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     /// Ends latched trips whose cause is gone, of one slave or of all and the contactors.
     pub fn clear(&mut self, now: Instant, to: Option<NodeId>) -> Result<(), Busy> {
         let order = Order::ClearLatch;
-        self.link.command(Command { to, order })?;
+        self.trunk.command(Command { to, order })?;
         if let Some(contactors) = self.contactors.first_mut()
             && to.is_none()
         {
@@ -596,13 +605,18 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
     }
 
-    /// The master's end of the bus.
-    pub fn link(&self) -> &MasterLink<SEATS> {
-        &self.link
+    /// The master's end of its buses.
+    pub fn trunk(&self) -> &Trunk<BUSES, SEATS> {
+        &self.trunk
+    }
+
+    /// The master as what sits on one of its buses.
+    pub fn on(&mut self, bus: usize) -> OnBus<'_, SEATS, LOG, BUSES> {
+        OnBus { master: self, bus }
     }
 
     fn drain(&mut self, now: Instant) {
-        while let Some(event) = self.link.poll_event() {
+        while let Some(event) = self.trunk.poll_event() {
             match event {
                 MasterEvent::Message(message) => self.handle_message(now, &message),
                 MasterEvent::Joined {
@@ -841,25 +855,38 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         first: u8,
         ranges: &[Option<Millimetres>],
     ) {
-        if self.epoch.is_over_at(node, tag, first) {
-            self.close_epoch(now);
+        let in_step = self.trunk.in_step();
+        let Some(bus) = self.trunk.bus_of(node) else {
+            return;
+        };
+        let place = if in_step { 0 } else { bus };
+        let over = |epoch: &Epoch| epoch.is_over_at(node, tag, first);
+        if self.epochs.get(place).is_some_and(over) {
+            self.close_epoch(now, place);
         }
-        self.epoch.add(&self.map, node, tag, first, ranges);
-        self.epoch_ends
-            .get_or_insert(now + self.link.schedule().cycle);
-        let expected: usize = self
-            .seats
-            .iter()
-            .map(|s| s.range_pieces(self.link.schedule().kind))
-            .sum();
-        if self.epoch.pieces() >= expected {
-            self.close_epoch(now);
+        let cycle = self.trunk.schedule(bus).map(|s| s.cycle);
+        if let Some((epoch, cycle)) = self.epochs.get_mut(place).zip(cycle) {
+            epoch.add(&self.map, node, tag, first, ranges);
+            epoch.end_by(now + cycle);
+        }
+        let seats = (1..=127).filter_map(NodeId::new).zip(&self.seats);
+        let pieces = seats.filter_map(|(node, seat)| {
+            let bus = self.trunk.bus_of(node)?;
+            let kind = self.trunk.schedule(bus)?.kind;
+            (in_step || bus == place).then(|| seat.range_pieces(kind))
+        });
+        let expected: usize = pieces.sum();
+        if self
+            .epochs
+            .get(place)
+            .is_some_and(|e| e.pieces() >= expected)
+        {
+            self.close_epoch(now, place);
         }
     }
 
-    fn close_epoch(&mut self, now: Instant) {
-        self.epoch_ends = None;
-        let Some((tag, ranges)) = self.epoch.take() else {
+    fn close_epoch(&mut self, now: Instant, place: usize) {
+        let Some((tag, ranges)) = self.epochs.get_mut(place).and_then(Epoch::take) else {
             return;
         };
         let before = Beforehand {
@@ -1041,7 +1068,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             }
             let to = Some(node);
             // The next tick orders what does not fit the queue.
-            if self.link.command(Command { to, order }).is_err() {
+            if self.trunk.command(Command { to, order }).is_err() {
                 return;
             }
         }
@@ -1203,7 +1230,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     /// An answer that became due since the last call. Call after `handle_*` until `None`.
     pub fn poll_smp(&mut self, now: Instant, answer: &mut [u8]) -> Option<Due> {
-        while let Some((node, datagram)) = self.link.datagram() {
+        while let Some((node, datagram)) = self.trunk.datagram() {
             if let Some(due) = self.tunnel.handle_answer(node, datagram, answer) {
                 return Some(due);
             }
@@ -1244,11 +1271,11 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
         }
         let forward = self.tunnel.handle_request(now, ticket, request)?;
         let node = forward.node;
-        if self.link.member(node).is_none() {
+        if self.trunk.member(node).is_none() {
             self.tunnel.withdraw(node);
             return Err(Fault::NoSuchNode);
         }
-        if self.link.send_datagram(node, forward.datagram).is_err() {
+        if self.trunk.send_datagram(node, forward.datagram).is_err() {
             self.tunnel.withdraw(node);
             return Err(Fault::Busy);
         }
@@ -1297,12 +1324,13 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
 
     fn status(&self, now: Instant, off: u64, reply: Reply<'_>) -> usize {
         let figures = self.figures_at(now);
+        let bus = self.bus_names();
         let head = StatusHead {
             name: &self.name,
             uptime_ms: now.as_millis(),
             seq_first: self.log.first(),
             seq_next: self.log.next(),
-            bus: self.link.schedule().kind.name(),
+            bus: &bus,
             pack: &figures,
             refused: self.refused.first().copied(),
         };
@@ -1322,6 +1350,18 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
             gate_on: s.summary.gate_on,
         });
         reply.body(|e| northbound::status(e, &head, off, status))
+    }
+
+    /// The kinds of its buses in order, `can-1m+rs485-4m`.
+    fn bus_names(&self) -> heapless::String<BUS_NAMES> {
+        let mut names = heapless::String::new();
+        for bus in 0..self.trunk.buses() {
+            let name = self.trunk.schedule(bus).map_or("", |s| s.kind.name());
+            let between = if bus > 0 { "+" } else { "" };
+            // There is room for as many as there are.
+            let _ = names.push_str(between).and_then(|()| names.push_str(name));
+        }
+        names
     }
 
     fn write_map(&mut self, now: Instant, piece: &MapPiece<'_>) -> Result<usize, Fault> {
@@ -1396,7 +1436,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     .value
                     .filter(|ms| (1..=65_000).contains(ms))
                     .ok_or(Fault::OutOfRange)?;
-                self.link.quarantine(now, node?, Duration::from_millis(ms));
+                self.trunk.quarantine(now, node?, Duration::from_millis(ms));
                 self.drain(now);
             }
             "light" => {
@@ -1404,7 +1444,7 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
                     .value
                     .and_then(|v| u16::try_from(v).ok())
                     .ok_or(Fault::OutOfRange)?;
-                self.link
+                self.trunk
                     .command(Command {
                         to: Some(node?),
                         order: Order::Light(mask),
@@ -1424,17 +1464,25 @@ impl<const SEATS: usize, const LOG: usize> Master<SEATS, LOG> {
     }
 }
 
-impl<const SEATS: usize, const LOG: usize> Station for Master<SEATS, LOG> {
+/// A master as what sits on one of its buses.
+pub struct OnBus<'a, const SEATS: usize, const LOG: usize, const BUSES: usize> {
+    master: &'a mut Master<SEATS, LOG, BUSES>,
+    bus: usize,
+}
+
+impl<const SEATS: usize, const LOG: usize, const BUSES: usize> Station
+    for OnBus<'_, SEATS, LOG, BUSES>
+{
     fn handle_serial(&mut self, now: Instant, bytes: &[u8]) {
-        self.handle_serial(now, bytes);
+        self.master.handle_serial(self.bus, now, bytes);
     }
 
     fn handle_break(&mut self, now: Instant) {
-        self.handle_break(now);
+        self.master.handle_break(self.bus, now);
     }
 
     fn poll_serial(&mut self, now: Instant) -> Option<SerialOut> {
-        self.poll_serial(now)
+        self.master.poll_serial(self.bus, now)
     }
 
     /// The master hears everything.
@@ -1443,14 +1491,14 @@ impl<const SEATS: usize, const LOG: usize> Station for Master<SEATS, LOG> {
     }
 
     fn handle_can(&mut self, now: Instant, frame: &CanFrame) {
-        self.handle_can(now, frame);
+        self.master.handle_can(self.bus, now, frame);
     }
 
     fn handle_sent(&mut self, now: Instant, mailbox: Mailbox) {
-        self.handle_sent(now, mailbox);
+        self.master.handle_sent(self.bus, now, mailbox);
     }
 
     fn poll_can(&mut self, now: Instant, mailbox: Mailbox) -> Option<CanOut> {
-        self.poll_can(now, mailbox)
+        self.master.poll_can(self.bus, now, mailbox)
     }
 }

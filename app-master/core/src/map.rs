@@ -13,7 +13,7 @@
 
 use crc::{CRC_32_ISCSI, Crc};
 use heapless::Vec;
-use helio_units::{Millimetres, NodeId};
+use helio_units::{Instant, Millimetres, NodeId};
 
 /// Most anchors of one master.
 pub const MAX_MAP: usize = 128;
@@ -183,6 +183,8 @@ pub struct Epoch {
     pieces: Vec<(NodeId, u8), MAX_MAP>,
     /// Place in the map, range.
     ranges: Vec<(u16, Millimetres), MAX_MAP>,
+    /// When it is over, complete or not.
+    ends: Option<Instant>,
 }
 
 impl Epoch {
@@ -192,7 +194,18 @@ impl Epoch {
             tag: None,
             pieces: Vec::new(),
             ranges: Vec::new(),
+            ends: None,
         }
+    }
+
+    /// When it is over, complete or not; `None` when nothing has come yet.
+    pub fn ends(&self) -> Option<Instant> {
+        self.ends
+    }
+
+    /// It is over then, unless that has been said before.
+    pub fn end_by(&mut self, at: Instant) {
+        self.ends.get_or_insert(at);
     }
 
     /// Whose ranges these are; `None` when nothing has come yet.
@@ -238,6 +251,7 @@ impl Epoch {
     /// Hands over what was gathered, place in the map and range, and starts anew.
     pub fn take(&mut self) -> Option<(helio_units::TagId, &mut [(u16, Millimetres)])> {
         self.pieces.clear();
+        self.ends = None;
         Some((self.tag.take()?, &mut self.ranges))
     }
 }

@@ -197,7 +197,7 @@ pub struct StatusHead<'a> {
     pub seq_first: u64,
     /// Next record.
     pub seq_next: u64,
-    /// Kind of bus.
+    /// Kinds of its buses, in order, with a + between two.
     pub bus: &'a str,
     /// Figures.
     pub pack: &'a PackFigures,

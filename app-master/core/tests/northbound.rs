@@ -15,7 +15,7 @@ type Small = Master<8, 16>;
 fn master() -> Box<Small> {
     Box::new(Small::new(&MasterConfig {
         name: "test".try_into().expect("short"),
-        schedule: Schedule::for_bus(BusKind::Can1M),
+        buses: [Schedule::for_bus(BusKind::Can1M)].into_iter().collect(),
         topology: Topology {
             expected: 4,
             strings: 2,
@@ -125,13 +125,13 @@ fn plug(m: &mut Small, now: Instant, uid: u64, anchors: u8) -> Option<SlaveEvent
         let now = now + Duration::from_micros(step * 300);
         for mailbox in boxes {
             if let Some(out) = slave.poll_can(now, mailbox) {
-                m.handle_can(now, &out.frame);
+                m.handle_can(0, now, &out.frame);
                 slave.handle_sent(now, mailbox);
             }
         }
         for mailbox in boxes {
-            while let Some(out) = m.poll_can(now, mailbox) {
-                m.handle_sent(now, mailbox);
+            while let Some(out) = m.poll_can(0, now, mailbox) {
+                m.handle_sent(0, now, mailbox);
                 slave.handle_can(now, &out.frame);
             }
         }

@@ -26,6 +26,8 @@ pub(super) struct Can<const SEATS: usize> {
     assigning: Option<NodeId>,
     /// Devices that are told promptly that there is no room, as they take themselves for members.
     turned_away: Deque<Uid, 4>,
+    /// The mailbox with a trip of another bus.
+    trip_in: Option<Mailbox>,
 }
 
 impl<const SEATS: usize> Can<SEATS> {
@@ -42,6 +44,7 @@ impl<const SEATS: usize> Can<SEATS> {
             order_budget: Budget::new(super::ORDER_BURST, eighth),
             assigning: None,
             turned_away: Deque::new(),
+            trip_in: None,
             prompt_budget: Budget::new(prompts, Duration::from_nanos(share)),
         }
     }
@@ -65,9 +68,11 @@ impl<const SEATS: usize> Can<SEATS> {
             prompt_budget,
             assigning,
             turned_away,
+            trip_in,
         } = self;
         turned_away.iter().for_each(|uid| p.value(uid.get()));
         p.value(assigning.map_or(0, |node| node.get().into()));
+        p.value(trip_in.map_or(0, |mailbox| mailbox as u64 + 1));
         p.value(u64::from(*sync_due) << 1 | u64::from(*sync_in_flight));
         p.value((*sync_counter).into());
         order_counters.iter().for_each(|c| p.value(c.into()));
@@ -81,6 +86,10 @@ impl<const SEATS: usize> Can<SEATS> {
     }
 
     pub(super) fn handle_sent(&mut self, core: &mut Core<SEATS>, now: Instant, mailbox: Mailbox) {
+        if self.trip_in == Some(mailbox) {
+            self.trip_in = None;
+            return;
+        }
         // Only a prompt question has a prompt answer; the others may wait for everything cyclic.
         let told = match mailbox {
             Mailbox::Cyclic => self.assigning.take(),
@@ -170,6 +179,14 @@ impl<const SEATS: usize> Can<SEATS> {
         now: Instant,
         mailbox: Mailbox,
     ) -> Option<CanFrame> {
+        if self.trip_in == Some(mailbox) {
+            self.trip_in = None;
+        }
+        // As a slave's: where no mailbox is kept for it, in whichever is free.
+        if self.trip_in.is_none() && core.take_trip(now) {
+            self.trip_in = Some(mailbox);
+            return wire::encode(&Message::Trip, 0, core.schedule.fd());
+        }
         match mailbox {
             Mailbox::Urgent => self.poll_urgent(core, now),
             // A mailbox of its own: in the last one a datagram may wait for everything cyclic.

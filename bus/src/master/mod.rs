@@ -100,6 +100,9 @@ struct Core<const SEATS: usize> {
     receivers: [(Option<NodeId>, DatagramReceiver); SESSIONS],
     events: Deque<MasterEvent, EVENTS>,
     stats: MasterStats,
+    /// A trip is to be said here, and when it may be at the earliest.
+    trip: bool,
+    trip_from: Instant,
 }
 
 impl<const SEATS: usize> MasterLink<SEATS> {
@@ -129,18 +132,25 @@ impl<const SEATS: usize> MasterLink<SEATS> {
                 receivers: [const { (None, DatagramReceiver::new()) }; SESSIONS],
                 events: Deque::new(),
                 stats: MasterStats::NONE,
+                trip: false,
+                trip_from: Instant::ZERO,
             },
         }
     }
 
     /// Makes of a [`Self::vacant`] link, in place, what [`Self::new`] gives.
     pub fn start(&mut self, schedule: Schedule) {
+        self.start_with(schedule, SEATS);
+    }
+
+    /// The same with room for fewer slaves.
+    pub(crate) fn start_with(&mut self, schedule: Schedule, room: usize) {
         let schedule = Schedule {
             seats: schedule.seats.clamp(1, NodeId::MAX.get()),
             ..schedule
         };
         self.core.schedule = schedule;
-        self.core.seats.start();
+        self.core.seats.start(room);
         self.core.admission = Admission::new(&schedule);
         self.medium = if schedule.can() {
             Medium::Can(can::Can::new(&schedule))
@@ -224,9 +234,21 @@ impl<const SEATS: usize> MasterLink<SEATS> {
         self.core.seats.ranging = !tags.is_empty();
     }
 
+    /// Says on this bus that some slave tripped, as the slaves do: what a master passes on from another bus.
+    /// At most once a cycle; of more that come meanwhile one is said after it.
+    pub fn trip(&mut self, now: Instant) {
+        self.handle_timeout(now);
+        self.core.trip = true;
+    }
+
     /// Queues an order. Orders are paced so that cyclic data keeps its bounds.
     pub fn command(&mut self, command: Command) -> Result<(), Busy> {
         self.core.commands.push_back(command).map_err(|_| Busy)
+    }
+
+    /// Whether one order more can be queued.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.core.commands.is_full()
     }
 
     /// Silences a member for a while; afterwards it joins anew and gets its seat back.
@@ -239,9 +261,22 @@ impl<const SEATS: usize> MasterLink<SEATS> {
     /// Takes a member's seat back; the device keeps away for a second.
     pub fn remove(&mut self, now: Instant, node: NodeId) {
         self.handle_timeout(now);
-        if let Some(event) = self.core.seats.remove(now, node) {
-            self.core.left(node);
+        if let Some(event) = self.core.remove(now, node) {
             self.core.event(event);
+        }
+    }
+
+    /// The same without news of it: the core above was not told that it had joined.
+    pub(crate) fn turn_out(&mut self, node: NodeId) {
+        let core = &mut self.core;
+        let _ = core.remove(core.now.unwrap_or_default(), node);
+        // Nor of what it said since.
+        for _ in 0..core.events.len() {
+            if let Some(event) = core.events.pop_front()
+                && event.node() != Some(node)
+            {
+                let _ = core.events.push_back(event);
+            }
         }
     }
 
@@ -313,6 +348,7 @@ impl<const SEATS: usize> MasterLink<SEATS> {
             later(core.cycle_at),
             later(Some(core.seats.scan_at()).filter(|t| *t < Instant::MAX)),
             later(core.sessions_timeout()),
+            later(core.trip.then_some(core.trip_from)),
             later(match &self.medium {
                 Medium::Can(can) => can.poll_timeout(core),
                 Medium::Serial(serial) => serial.poll_timeout(core),
@@ -362,14 +398,26 @@ impl<const SEATS: usize> MasterLink<SEATS> {
             receivers: _,
             events,
             stats: _,
+            trip,
+            trip_from: _,
         } = &self.core;
         seats.print(p, schedule);
         p.maybe(*cycle_at, schedule.cycle);
         p.value((*cycle).into());
-        p.value((tags.len() + commands.len() + events.len()) as u64);
+        p.value((tags.len() + commands.len() + events.len()) as u64 + u64::from(*trip));
         if let Medium::Can(can) = &self.medium {
             can.print(p);
         }
+    }
+
+    /// The newest time that it was told.
+    pub(crate) fn now(&self) -> Option<Instant> {
+        self.core.now
+    }
+
+    /// Seats that there are on this bus, for which there is room.
+    pub(crate) fn seats(&self) -> usize {
+        self.core.seats.len().min(self.core.schedule.seats.into())
     }
 
     /// The timing in use.
@@ -467,6 +515,22 @@ impl<const SEATS: usize> Core<SEATS> {
             self.left(node);
             self.event(event);
         }
+    }
+
+    fn remove(&mut self, now: Instant, node: NodeId) -> Option<MasterEvent> {
+        let event = self.seats.remove(now, node)?;
+        self.left(node);
+        Some(event)
+    }
+
+    /// Takes the trip that is to be said, if it may be now.
+    fn take_trip(&mut self, now: Instant) -> bool {
+        let take = self.trip && now >= self.trip_from;
+        if take {
+            self.trip = false;
+            self.trip_from = now + self.schedule.cycle;
+        }
+        take
     }
 
     /// Nothing is owed any more to who sat there.

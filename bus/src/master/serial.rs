@@ -17,7 +17,7 @@ use crate::segment::Numbers;
 use crate::slave::signal;
 use crate::superframe::{
     self, Answer, Beacon, Bytes, Decoded, Extra, Frame, MAX_DEPTH, MAX_ORDERS, MAX_PAIRS, Parser,
-    Place, Plan, Role, Timing,
+    Place, Plan, Role, TRIP_REPEATS, Timing,
 };
 use heapless::Vec;
 use helio_units::{Duration, Instant, NodeId, Uid};
@@ -69,6 +69,11 @@ pub(super) struct Serial<const SEATS: usize> {
     order_counters: OrderCounters<SEATS>,
     /// What is left of the run under way, and when its next piece is due.
     rest: Option<(Instant, Bytes)>,
+    /// Next minislot in which to show a trip of another bus, and how many are left. Without a plan, or behind the
+    /// last minislot of one, none is known ([`Instant::MAX`]): the next beacon brings them.
+    trip: Option<(Instant, u8)>,
+    /// When the last one was shown that we might hear ourselves.
+    shown: Option<Instant>,
 }
 
 impl<const SEATS: usize> Serial<SEATS> {
@@ -107,6 +112,8 @@ impl<const SEATS: usize> Serial<SEATS> {
             beacon_counter: 0,
             order_counters: OrderCounters::new(),
             rest: None,
+            trip: None,
+            shown: None,
         }
     }
 
@@ -224,7 +231,11 @@ impl<const SEATS: usize> Serial<SEATS> {
         };
         if plan.in_minislot(now) {
             self.parser.cut(&self.timing);
-            core.event(MasterEvent::Trip);
+            // Our own, if the transceiver hears itself: it has been told where it came from.
+            let over = self.timing.brk + self.timing.guard;
+            if self.shown.is_none_or(|at| now > at + over) {
+                core.event(MasterEvent::Trip);
+            }
         } else if let Some(start) = plan.join_at(now).and_then(|slot| plan.join(slot)) {
             // Claims that met can look like a break.
             let at = start + self.timing.answer();
@@ -254,6 +265,31 @@ impl<const SEATS: usize> Serial<SEATS> {
         if self.watch.is_some_and(|at| now >= at) {
             self.examine(core, now);
         }
+        if self.trip.is_none() && core.take_trip(now) {
+            self.trip = Some((self.minislot(now), TRIP_REPEATS));
+        }
+    }
+
+    fn minislot(&self, now: Instant) -> Instant {
+        let plan = self.plan.first();
+        plan.and_then(|plan| plan.next_minislot(now))
+            .unwrap_or(Instant::MAX)
+    }
+
+    fn poll_trip(&mut self, now: Instant) -> Option<SerialOut> {
+        let (at, left) = self.trip.filter(|(at, _)| now >= *at)?;
+        if !self.in_time(at, now) {
+            self.trip = Some((self.minislot(now), left));
+            return None;
+        }
+        let next = self.minislot(at + self.timing.brk);
+        self.trip = (left > 1).then_some((next, left - 1));
+        self.shown = Some(at);
+        Some(SerialOut {
+            at,
+            what: SerialSignal::Break(self.timing.brk),
+            sampled_at: None,
+        })
     }
 
     /// Looks for who was silent in the slots that are over.
@@ -324,6 +360,7 @@ impl<const SEATS: usize> Serial<SEATS> {
             self.watch,
             self.ask_at(),
             self.rest.as_ref().map(|(at, _)| *at),
+            self.trip.map(|(at, _)| at).filter(|at| *at < Instant::MAX),
         ])
     }
 
@@ -332,6 +369,9 @@ impl<const SEATS: usize> Serial<SEATS> {
             self.beacon_due = false;
             let bytes = self.compose_beacon(core, now);
             return Some(self.put(now, &bytes));
+        }
+        if let Some(trip) = self.poll_trip(now) {
+            return Some(trip);
         }
         let seats = core.schedule.seats;
         if let Some((at, rest)) = self.rest.take_if(|(at, _)| now >= *at) {
@@ -465,6 +505,9 @@ impl<const SEATS: usize> Serial<SEATS> {
         self.split = false;
         self.plan.clear();
         let _ = self.plan.push(next);
+        if let Some((_, left)) = self.trip {
+            self.trip = Some((self.minislot(now), left));
+        }
         let seats = schedule.seats;
         let mut bytes = superframe::encode(&Frame::Beacon(beacon), self.beacon_counter, seats);
         for order in orders {

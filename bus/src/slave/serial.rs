@@ -16,13 +16,12 @@ use crate::message::*;
 use crate::seats::OFFER_CYCLES;
 use crate::segment::Numbers;
 use crate::superframe::{
-    self, Answer, Beacon, Bytes, Decoded, Extra, Fragment, Frame, Parser, Plan, Role, Timing,
+    self, Answer, Beacon, Bytes, Decoded, Extra, Fragment, Frame, Parser, Plan, Role, TRIP_REPEATS,
+    Timing,
 };
 use heapless::Deque;
 use helio_units::{Duration, Instant, NodeId, TagId};
 
-/// A trip is shown in so many minislots.
-const TRIP_REPEATS: u8 = 2;
 /// Who was not heard in its first slots keeps away for up to twice as long, and doubles it.
 const UNHEARD: Duration = Duration::from_millis(50);
 /// Ranges are taken so long before the first slot for them.

@@ -236,7 +236,7 @@ fn new_master() -> Box<Master> {
     let cell = &helio_battery::defaults::NMC_5000MAH;
     let mut master = Box::new(Master::new(&helio_master::MasterConfig {
         name: "fuzz".try_into().unwrap_or_default(),
-        schedule: Schedule::for_bus(BusKind::Can1M),
+        buses: [Schedule::for_bus(BusKind::Can1M)].into_iter().collect(),
         topology: helio_master::pack::Topology {
             expected: 1,
             strings: 1,

@@ -287,7 +287,7 @@ impl Rack {
         let name = format!("master-{}", plan.number);
         let config = MasterConfig {
             name: name.as_str().try_into().unwrap_or_default(),
-            schedule,
+            buses: [schedule].into_iter().collect(),
             topology: Topology {
                 expected,
                 strings: plan.strings,
@@ -613,7 +613,7 @@ impl Rack {
             } => {
                 self.stats.frames += 1;
                 if receivers.contains(self.master_port) {
-                    self.tell_master(from, meta, |master| master.handle_can(now, &frame));
+                    self.tell_master(from, meta, |master| master.handle_can(0, now, &frame));
                 }
                 for i in 0..self.units.len() {
                     let unit = &mut self.units[i];
@@ -632,7 +632,7 @@ impl Rack {
                     self.drain(i);
                 }
                 None => {
-                    self.master.handle_sent(now, mailbox);
+                    self.master.handle_sent(0, now, mailbox);
                     self.drain_master();
                 }
             },
@@ -654,7 +654,7 @@ impl Rack {
                 self.stats.frames += 1;
                 self.stats.damaged += u64::from(damaged > 0);
                 if receivers.contains(self.master_port) {
-                    self.tell_master(from, meta, |master| master.handle_serial(now, &bytes));
+                    self.tell_master(from, meta, |master| master.handle_serial(0, now, &bytes));
                 }
                 for i in 0..self.units.len() {
                     let unit = &mut self.units[i];
@@ -671,7 +671,7 @@ impl Rack {
                 if receivers.contains(self.master_port)
                     && let Some(from) = senders.first()
                 {
-                    self.tell_master(from, 0, |master| master.handle_break(now));
+                    self.tell_master(from, 0, |master| master.handle_break(0, now));
                 }
                 for i in 0..self.units.len() {
                     let unit = &mut self.units[i];
@@ -753,7 +753,7 @@ impl Rack {
             Medium::Can(can) => {
                 for mailbox in Mailbox::ALL {
                     while can.is_free(self.master_port, mailbox)
-                        && let Some(out) = self.master.poll_can(now, mailbox)
+                        && let Some(out) = self.master.poll_can(0, now, mailbox)
                     {
                         // A free mailbox of a controller that is on takes any frame.
                         let _ = can.submit(now, self.master_port, mailbox, &out.frame, 0);
@@ -761,7 +761,7 @@ impl Rack {
                 }
             }
             Medium::Serial(line) => {
-                while let Some(out) = self.master.poll_serial(now) {
+                while let Some(out) = self.master.poll_serial(0, now) {
                     // A driver that is still on loses the signal, as on hardware.
                     let _ = line.transmit(self.master_port, out.at.max(now), &out.what, 0);
                 }
