@@ -189,9 +189,10 @@ impl Sender {
         Some(pdu)
     }
 
-    /// A flow control frame came.
+    /// A frame came. What is not flow control belongs to a datagram of the other side.
     pub fn handle_flow(&mut self, now: Instant, pdu: &[u8]) {
-        let (Sending::AwaitFlow { .. }, [pci, block, gap, ..]) = (self.state, pdu) else {
+        let (Sending::AwaitFlow { .. }, [pci @ 0x30..=0x3f, block, gap, ..]) = (self.state, pdu)
+        else {
             return;
         };
         self.state = match pci {

@@ -903,6 +903,22 @@ fn datagrams_pass_both_ways_beside_full_cyclic_traffic() {
     }
 }
 
+/// Of two that begin at once neither takes the other's first frame for an answer to its own.
+#[test]
+fn datagrams_that_cross_both_arrive() {
+    for kind in CAN {
+        let mut w = World::new(kind, 1..=2);
+        w.run_until(ms(200));
+        let to = w.slaves[0].link.node().expect("seated");
+        let (question, own) = ([0x5a; 900], [0xa5; 700]);
+        w.master.send_datagram(to, &question).expect("free");
+        w.slaves[0].link.send_datagram(&own).expect("free");
+        w.run_for(Duration::from_secs(1));
+        assert_eq!(w.slaves[0].link.datagram(), Some(&question[..]), "{kind:?}");
+        assert_eq!(w.master.datagram(), Some((to, &own[..])), "{kind:?}");
+    }
+}
+
 #[test]
 fn a_lost_segment_costs_the_datagram_and_never_its_truth() {
     let mut w = World::new(BusKind::Can1M, 1..=2);

@@ -546,6 +546,11 @@ impl Slave {
         self.link.node()
     }
 
+    /// Trips signalled on the bus since the start, its own among them.
+    pub fn trips_seen(&self) -> u32 {
+        self.counters.trips_seen
+    }
+
     /// Whether protection holds the gate off, isolated or not.
     pub fn is_tripped(&self) -> bool {
         self.protection.severity() == Some(protection::Severity::Trip)

@@ -25,6 +25,9 @@ pub struct DbcArgs {
     /// For this bus instead of the scenario's
     #[arg(long, value_parser = bus)]
     bus: Option<BusKind>,
+    /// Of several buses of a master this one, from 1
+    #[arg(long, default_value_t = 1)]
+    number: usize,
     /// Write to this file instead of standard output
     #[arg(long)]
     out: Option<PathBuf>,
@@ -37,12 +40,20 @@ pub fn run(command: Command) -> Result<()> {
     if let Some(kind) = args.bus {
         scenario.set_bus(kind);
     }
-    let kind = scenario.bus_kind();
-    let slaves = helio_sim::capabilities(&scenario)?;
-    let text = helio_sim::dbc::dbc(kind, &slaves).ok_or_else(|| {
+    let buses = helio_sim::capabilities(&scenario)?;
+    let wanted = args.number.checked_sub(1).and_then(|n| buses.get(n));
+    let (bus, slaves) = wanted.ok_or_else(|| {
+        let count = buses.len();
+        BadInput::new(format!(
+            "there is no bus {} in {}; --number is 1 to {count}",
+            args.number,
+            args.scenario.display()
+        ))
+    })?;
+    let text = helio_sim::dbc::dbc(bus.kind, slaves).ok_or_else(|| {
         BadInput::new(format!(
             "{} is not CAN, and a DBC describes nothing else; add --bus can-1m or another CAN bus",
-            kind.name()
+            bus.kind.name()
         ))
     })?;
     match args.out {

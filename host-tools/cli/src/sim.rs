@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use helio_bus::BusKind;
 use helio_sim::World;
 use helio_sim::media::log::{CanLog, LogFormat};
-use helio_sim::scenario::{InputError, Scenario};
+use helio_sim::scenario::{BusWanted, InputError, Scenario};
 
 /// Arguments of `helio sim`.
 #[derive(clap::Args)]
@@ -29,10 +29,10 @@ pub struct Args {
     /// Use this seed instead of the scenario's
     #[arg(long)]
     seed: Option<u64>,
-    /// Write what the first master's CAN bus carries as candump's log
+    /// Write what the first master's CAN buses carry as candump's log
     #[arg(long, value_name = "FILE")]
     candump: Option<PathBuf>,
-    /// Write what the first master's CAN bus carries as Vector's ASC
+    /// Write what the first master's CAN buses carry as Vector's ASC
     #[arg(long, value_name = "FILE")]
     asc: Option<PathBuf>,
 }
@@ -41,7 +41,7 @@ pub struct Args {
 type Logs = Arc<Mutex<(Vec<CanLog<BufWriter<File>>>, std::io::Result<()>)>>;
 
 /// Begins the logs that are asked for.
-fn begin_logs(args: &Args, kind: BusKind, world: &mut World) -> Result<Option<Logs>> {
+fn begin_logs(args: &Args, buses: &[BusWanted], world: &mut World) -> Result<Option<Logs>> {
     let wanted = [
         (&args.candump, LogFormat::Candump),
         (&args.asc, LogFormat::Asc),
@@ -49,10 +49,11 @@ fn begin_logs(args: &Args, kind: BusKind, world: &mut World) -> Result<Option<Lo
     let mut logs = Vec::new();
     for (path, format) in wanted {
         let Some(path) = path else { continue };
-        if kind.is_serial() {
+        if buses.iter().all(|bus| bus.kind.is_serial()) {
+            let names: Vec<_> = buses.iter().map(|bus| bus.kind.name()).collect();
             let what = format!(
                 "{} is not CAN, so there is nothing to write to {}; add --bus can-1m or another CAN bus",
-                kind.name(),
+                names.join("+"),
                 path.display()
             );
             return Err(crate::BadInput::new(what).into());
@@ -65,12 +66,12 @@ fn begin_logs(args: &Args, kind: BusKind, world: &mut World) -> Result<Option<Lo
     let logs: Logs = Arc::new(Mutex::new((logs, Ok(()))));
     if let Some(rack) = world.racks.first_mut() {
         let logs = Arc::clone(&logs);
-        rack.tap_can(Box::new(move |event| {
+        rack.tap_can(Box::new(move |bus, event| {
             if let Ok(mut both) = logs.lock() {
                 let (logs, result) = &mut *both;
                 for log in logs {
                     if result.is_ok() {
-                        *result = log.record(event);
+                        *result = log.record(bus, event);
                     }
                 }
             }
@@ -86,7 +87,7 @@ fn new_log(path: &Path, format: LogFormat) -> Result<CanLog<BufWriter<File>>> {
             path.display()
         ))
     })?;
-    Ok(CanLog::new(format, 0, BufWriter::new(file))?)
+    Ok(CanLog::new(format, BufWriter::new(file))?)
 }
 
 fn end_logs(logs: &Logs) -> Result<()> {
@@ -125,9 +126,9 @@ pub fn run(args: Args) -> Result<()> {
         scenario.set_duration_s(seconds);
     }
     scenario.seed = args.seed.unwrap_or(scenario.seed);
-    let kind = scenario.bus_kind();
+    let buses = scenario.buses();
     let mut world = World::new(scenario)?;
-    let logs = begin_logs(&args, kind, &mut world)?;
+    let logs = begin_logs(&args, &buses, &mut world)?;
     let mut progress = Progress::new();
     let end = helio_sim::plant::seconds(world.end());
     let report = world.run(|now| progress.show(now, end));

@@ -28,9 +28,9 @@ use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, Uid};
 
 use files::{Cell, Chemistry, lasting, load_cell, load_current, load_map};
 use plant::{Group, Load, Luminaire, Noise, Room, Sensors};
-use rack::{Rack, RackCommand, RackFault, RackPlan, SlavePlan};
+use rack::{BusPlan, Rack, RackCommand, RackFault, RackPlan, SlavePlan};
 use report::Report;
-use scenario::{Hall, InputError, Rest, Scenario};
+use scenario::{BusWanted, Hall, InputError, Rest, Scenario};
 
 /// All racks of a scenario.
 pub struct World {
@@ -62,7 +62,7 @@ impl World {
             }
             None => Load::Constant(pack.current_a * 1e3),
         };
-        let slaves = usize::from(*pack.slaves.get_ref());
+        let slaves = scenario.slaves();
         let map = scenario_map(&scenario)?;
         let aged = Modes {
             lithium_lost: *pack.aged.lithium_lost.get_ref(),
@@ -75,7 +75,6 @@ impl World {
             aged.aged(&cell.params)
         });
         let masters = *scenario.masters.get_ref();
-        let schedule = schedule_of(&scenario, slaves);
         let racks = (1..=masters).map(|number| {
             let seed = scenario
                 .seed
@@ -85,7 +84,7 @@ impl World {
             let noise = Noise::new(seed, 1);
             let plan = RackPlan {
                 number,
-                schedule,
+                buses: buses(&scenario),
                 seed,
                 strings: *pack.strings.get_ref(),
                 cell: lasting(&cell.params),
@@ -153,7 +152,7 @@ impl World {
         happenings.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
         Report {
             scenario: self.scenario.name.clone(),
-            bus: self.scenario.bus.get_ref().clone(),
+            bus: names(&self.scenario),
             seed: self.scenario.seed,
             duration_s: *self.scenario.duration_s.get_ref(),
             racks,
@@ -165,7 +164,7 @@ impl World {
 
 /// Anchors of a rack: from the scenario's map, or a grid.
 fn scenario_map(scenario: &Scenario) -> Result<Vec<MapAnchor>, InputError> {
-    let slaves = usize::from(*scenario.pack.slaves.get_ref());
+    let slaves = scenario.slaves();
     let path = scenario.hall.map.as_ref();
     let path = path.map(|path| scenario.dir.join(path.get_ref()));
     let map = match &path {
@@ -190,9 +189,17 @@ pub fn schedule(kind: BusKind, slaves: usize, cycle: Option<Duration>) -> Schedu
     cycle.map_or(schedule, |cycle| schedule.with_cycle(cycle))
 }
 
-/// The timing of a scenario's buses with so many slaves.
-pub fn schedule_of(scenario: &Scenario, slaves: usize) -> Schedule {
-    let schedule = schedule(scenario.bus_kind(), slaves, scenario.cycle());
+/// The timing of a scenario's bus with so many slaves.
+pub fn schedule_of(scenario: &Scenario, bus: &BusWanted, slaves: usize) -> Schedule {
+    let schedule = schedule(bus.kind, slaves, bus.cycle);
+    let schedule = Schedule {
+        // Seats are numbered through: those that nobody has would be missing elsewhere.
+        seats: match (bus.shared, u8::try_from(slaves)) {
+            (true, Ok(slaves)) => slaves,
+            _ => schedule.seats,
+        },
+        ..schedule
+    };
     if scenario.snapshots {
         schedule.with_snapshots()
     } else {
@@ -200,12 +207,30 @@ pub fn schedule_of(scenario: &Scenario, slaves: usize) -> Schedule {
     }
 }
 
-/// What the slaves of each rack of a scenario can do, in order.
-pub fn capabilities(scenario: &Scenario) -> Result<Vec<Capabilities>, InputError> {
+/// The buses of each rack of a scenario.
+pub fn buses(scenario: &Scenario) -> Vec<BusPlan> {
+    let each = scenario.buses().into_iter().map(|bus| BusPlan {
+        schedule: schedule_of(scenario, &bus, bus.slaves),
+        slaves: bus.slaves,
+    });
+    each.collect()
+}
+
+/// Names of a scenario's buses, with a + between two.
+fn names(scenario: &Scenario) -> String {
+    let names: Vec<_> = scenario.buses().iter().map(|b| b.kind.name()).collect();
+    names.join("+")
+}
+
+/// The buses of each rack of a scenario, and what the slaves on them can do, in order.
+pub fn capabilities(
+    scenario: &Scenario,
+) -> Result<Vec<(BusWanted, Vec<Capabilities>)>, InputError> {
     let map = scenario_map(scenario)?;
-    let slaves = usize::from(*scenario.pack.slaves.get_ref());
-    Ok((0..slaves)
-        .map(|i| slave_capabilities(scenario, &map, i))
+    let mut all = (0..scenario.slaves()).map(|i| slave_capabilities(scenario, &map, i));
+    let each = scenario.buses().into_iter();
+    Ok(each
+        .map(|bus| (bus, all.by_ref().take(bus.slaves).collect()))
         .collect())
 }
 

@@ -1,4 +1,4 @@
-//! One rack in virtual time: a master, its slaves, the bus between them and what their sensors feel.
+//! One rack in virtual time: a master, its slaves, the buses between them and what their sensors feel.
 //!
 //! ```text
 //!           +------------------ next of all poll_timeout() ------------------+
@@ -10,7 +10,9 @@
 //! ```
 //!
 //! Nothing happens between two such moments, so time jumps. Every slave has a crystal of its own
-//! and knows no other time; the bus and the master keep the world's.
+//! and knows no other time; the buses and the master keep the world's.
+
+use std::ops::Range;
 
 use helio_battery::CellParams;
 use helio_battery::power::PowerLimits;
@@ -21,7 +23,7 @@ use helio_master::map::MapAnchor;
 use helio_master::pack::Topology;
 use helio_master::sleep::SleepConfig;
 use helio_master::telemetry::{Event, Record, What};
-use helio_master::{CLASSES, Master, MasterConfig, PackControl, keep, northbound};
+use helio_master::{CLASSES, MAX_BUSES, Master, MasterConfig, PackControl, keep, northbound};
 use helio_slave::{Slave, SlaveConfig, SlaveOutput, SlaveSleep};
 use helio_units::{DeciCelsius, Duration, Instant, Millivolts, NodeId, TagId, Uid};
 
@@ -42,14 +44,14 @@ pub const SEATS: usize = 127;
 pub const LOG: usize = 4096;
 
 /// The simulated master.
-pub type SimMaster = Master<SEATS, LOG>;
+pub type SimMaster = Master<SEATS, LOG, MAX_BUSES>;
 
 /// What to build.
 pub struct RackPlan {
     /// From 1.
     pub number: u32,
-    /// Which bus, and its timing.
-    pub schedule: Schedule,
+    /// Its buses; slaves sit on them in order.
+    pub buses: Vec<BusPlan>,
     /// Seed of everything random in this rack.
     pub seed: u64,
     /// Strings in parallel.
@@ -84,6 +86,25 @@ pub struct RackPlan {
     pub tag_height_mm: Option<i32>,
     /// 1-sigma of a range, as the master believes.
     pub range_sigma_mm: u32,
+}
+
+/// One bus of a rack.
+#[derive(Clone, Copy, Debug)]
+pub struct BusPlan {
+    /// Which, and its timing.
+    pub schedule: Schedule,
+    /// How many of the slaves are on it.
+    pub slaves: usize,
+}
+
+impl BusPlan {
+    /// The only one, with its usual timing.
+    pub fn only(kind: BusKind, slaves: usize) -> Vec<Self> {
+        vec![Self {
+            schedule: Schedule::for_bus(kind),
+            slaves,
+        }]
+    }
 }
 
 /// One slave and its sensors.
@@ -137,9 +158,20 @@ enum Medium {
     Serial(Box<Line>),
 }
 
+/// A bus and who is on it.
+struct Bus {
+    medium: Medium,
+    schedule: Schedule,
+    master: Port,
+    /// Its units among all.
+    units: Range<usize>,
+    busy_before: Duration,
+}
+
 struct Unit {
     core: Slave,
     config: SlaveConfig,
+    bus: usize,
     port: Port,
     clock: Clock,
     /// When the crystal was started, world's time: a core's clock begins at its boot.
@@ -156,6 +188,8 @@ struct Unit {
     tripped: bool,
     /// Sample of the trip that the master has not heard of yet.
     tripped_at: Option<Instant>,
+    /// Sample of another's trip that it has not heard of yet.
+    unheard: Option<Instant>,
     /// Share of its frames that do not arrive at the master.
     loss: f64,
     /// A fault touched this slave at some time.
@@ -175,6 +209,16 @@ impl Unit {
     fn global(&self, local: Instant) -> Instant {
         self.booted + self.clock.global(local).since(Instant::ZERO)
     }
+    /// It was told something, having seen so many trips before.
+    fn heard(&mut self, now: Instant, seen: u32, stats: &mut Stats) {
+        if self.core.trips_seen() != seen
+            && let Some(sampled_at) = self.unheard.take()
+        {
+            let ns = now.since(sampled_at).as_nanos();
+            stats.heard_max_ns = stats.heard_max_ns.max(Some(ns));
+        }
+    }
+
     /// Moment at which the core wants to be called, world's time.
     fn due(&self) -> Instant {
         match self.core.poll_timeout() {
@@ -199,9 +243,8 @@ pub struct TagFix {
 pub struct Rack {
     plan: Settings,
     now: Instant,
-    bus: Medium,
+    buses: Vec<Bus>,
     master: Box<SimMaster>,
-    master_port: Port,
     /// Moment at which the master wants to be called.
     master_due: Instant,
     master_alive: bool,
@@ -229,17 +272,16 @@ pub struct Rack {
     inbox: Vec<CanEvent>,
     lines: Vec<LineEvent>,
     stats: Stats,
-    /// Hears everything that the CAN bus tells.
+    /// Hears everything that CAN buses tell.
     tap: Option<CanTap>,
 }
 
-/// Hears what a CAN bus tells.
-pub type CanTap = Box<dyn FnMut(&CanEvent) + Send>;
+/// Hears what CAN buses tell, and which.
+pub type CanTap = Box<dyn FnMut(usize, &CanEvent) + Send>;
 
 /// What is needed again after the rack has been built.
 struct Settings {
     number: u32,
-    schedule: Schedule,
     per_string: usize,
     master: MasterConfig,
     control: PackControl,
@@ -254,7 +296,6 @@ struct Stats {
     latency: [Histogram; CLASSES.len()],
     /// Worst of the second that runs.
     latency_max_ns: u64,
-    busy_before: Duration,
     /// Frames and runs of characters that were delivered.
     frames: u64,
     /// Runs that arrived damaged.
@@ -263,6 +304,7 @@ struct Stats {
     decision_max_ns: Option<u64>,
     reaction_max_ns: Option<u64>,
     master_max_ns: Option<u64>,
+    heard_max_ns: Option<u64>,
     all_joined: Option<Instant>,
     happenings: Vec<Happening>,
     affected: Vec<(usize, Affected)>,
@@ -278,16 +320,26 @@ const SETTLING: Duration = Duration::from_secs(60);
 impl Rack {
     /// Builds everything, nobody switched on before the first [`Self::run_until`].
     pub fn new(plan: RackPlan, faults: Vec<RackFault>) -> Self {
-        let schedule = plan.schedule;
         let mut noise = Noise::new(plan.seed, 0);
-        let mut bus = Medium::new(schedule.kind, noise.bits());
-        let master_port = bus.attach();
+        let mut first = 0;
+        let mut buses: Vec<Bus> = Vec::new();
+        for BusPlan { schedule, slaves } in &plan.buses {
+            let mut medium = Medium::new(schedule.kind, noise.bits());
+            buses.push(Bus {
+                master: medium.attach(),
+                medium,
+                schedule: *schedule,
+                units: first..first + slaves,
+                busy_before: Duration::ZERO,
+            });
+            first += slaves;
+        }
         let expected = u8::try_from(plan.slaves.len()).unwrap_or(u8::MAX);
         let tags: Vec<TagId> = (0..plan.tags).map(TagId).collect();
         let name = format!("master-{}", plan.number);
         let config = MasterConfig {
             name: name.as_str().try_into().unwrap_or_default(),
-            buses: [schedule].into_iter().collect(),
+            buses: buses.iter().map(|bus| bus.schedule).collect(),
             topology: Topology {
                 expected,
                 strings: plan.strings,
@@ -302,9 +354,12 @@ impl Rack {
             slave_period: Duration::from_secs(1),
             pack_period: Duration::from_millis(500),
         };
+        let places = (0..buses.len()).flat_map(|b| vec![b; plan.buses[b].slaves]);
         let units: Vec<Unit> = (1..)
             .zip(plan.slaves)
-            .map(|(stream, slave)| {
+            .zip(places)
+            .map(|((stream, slave), place)| {
+                let bus = &mut buses[place];
                 let mut own = Noise::new(plan.seed, 1_000 + stream);
                 let limits = plan.limits;
                 let config = SlaveConfig {
@@ -318,9 +373,10 @@ impl Rack {
                     Instant::ZERO + Duration::from_micros((own.uniform() * 20_000.0) as u64);
                 let ppm = (2.0 * own.uniform() - 1.0) * plan.crystal_ppm;
                 Unit {
-                    core: Slave::new(config.clone(), schedule),
+                    core: Slave::new(config.clone(), bus.schedule),
                     config,
-                    port: bus.attach(),
+                    bus: place,
+                    port: bus.medium.attach(),
                     clock: Clock::new(ppm),
                     booted,
                     group: slave.group,
@@ -331,6 +387,7 @@ impl Rack {
                     fault_at: None,
                     tripped: false,
                     tripped_at: None,
+                    unheard: None,
                     loss: 0.0,
                     faulty: false,
                     seat: None,
@@ -356,7 +413,6 @@ impl Rack {
         commands.sort_by_key(|c| core::cmp::Reverse(c.at));
         let settings = Settings {
             number: plan.number,
-            schedule,
             per_string: units.len() / usize::from(plan.strings).max(1),
             master: config,
             control,
@@ -368,14 +424,13 @@ impl Rack {
                 .collect(),
         };
         for unit in &units {
-            bus.kill(Instant::ZERO, unit.port);
+            buses[unit.bus].medium.kill(Instant::ZERO, unit.port);
         }
         let strings = usize::from(plan.strings);
         Self {
             now: Instant::ZERO,
-            bus,
+            buses,
             master: settings.new_master(0),
-            master_port,
             master_due: Instant::ZERO,
             master_alive: true,
             sessions: 0,
@@ -406,7 +461,7 @@ impl Rack {
         &mut self.master
     }
 
-    /// From now on this hears everything that the CAN bus tells, in order.
+    /// From now on this hears everything that CAN buses tell, in order.
     pub fn tap_can(&mut self, tap: CanTap) {
         self.tap = Some(tap);
     }
@@ -442,7 +497,9 @@ impl Rack {
     pub fn run_until(&mut self, end: Instant) {
         loop {
             let mut now = self.next_second.min(self.master_due);
-            now = now.min(self.bus.poll_timeout().unwrap_or(Instant::MAX));
+            for bus in &self.buses {
+                now = now.min(bus.medium.poll_timeout().unwrap_or(Instant::MAX));
+            }
             if let Some((at, ..)) = self.faults.last() {
                 now = now.min(*at);
             }
@@ -499,7 +556,7 @@ impl Rack {
                 if !unit.alive {
                     // Its supply is up: now it boots.
                     unit.alive = true;
-                    self.bus.revive(now, unit.port);
+                    self.buses[unit.bus].medium.revive(now, unit.port);
                 }
                 let local = unit.local(now);
                 unit.core.handle_timeout(local);
@@ -578,30 +635,32 @@ impl Rack {
 
     fn deliver(&mut self) {
         let now = self.now;
-        match &mut self.bus {
-            Medium::Can(can) => {
-                let mut inbox = std::mem::take(&mut self.inbox);
-                can.handle_timeout(now, &mut |event| inbox.push(event));
-                for event in inbox.drain(..) {
-                    self.handle_can_event(event);
+        for bus in 0..self.buses.len() {
+            match &mut self.buses[bus].medium {
+                Medium::Can(can) => {
+                    let mut inbox = std::mem::take(&mut self.inbox);
+                    can.handle_timeout(now, &mut |event| inbox.push(event));
+                    for event in inbox.drain(..) {
+                        self.handle_can_event(bus, event);
+                    }
+                    self.inbox = inbox;
                 }
-                self.inbox = inbox;
-            }
-            Medium::Serial(line) => {
-                let mut lines = std::mem::take(&mut self.lines);
-                line.handle_timeout(now, &mut |event| lines.push(event));
-                for event in lines.drain(..) {
-                    self.handle_line_event(event);
+                Medium::Serial(line) => {
+                    let mut lines = std::mem::take(&mut self.lines);
+                    line.handle_timeout(now, &mut |event| lines.push(event));
+                    for event in lines.drain(..) {
+                        self.handle_line_event(bus, event);
+                    }
+                    self.lines = lines;
                 }
-                self.lines = lines;
             }
         }
     }
 
-    fn handle_can_event(&mut self, event: CanEvent) {
+    fn handle_can_event(&mut self, bus: usize, event: CanEvent) {
         let now = self.now;
         if let Some(tap) = &mut self.tap {
-            tap(&event);
+            tap(bus, &event);
         }
         match event {
             CanEvent::Delivered {
@@ -612,19 +671,23 @@ impl Rack {
                 ..
             } => {
                 self.stats.frames += 1;
-                if receivers.contains(self.master_port) {
-                    self.tell_master(from, meta, |master| master.handle_can(0, now, &frame));
+                if receivers.contains(self.buses[bus].master) {
+                    self.tell_master((bus, from), meta, |master| {
+                        master.handle_can(bus, now, &frame)
+                    });
                 }
-                for i in 0..self.units.len() {
+                for i in self.buses[bus].units.clone() {
                     let unit = &mut self.units[i];
                     if receivers.contains(unit.port) && slave_accepts(frame.id, unit.core.node()) {
                         let local = unit.local(now);
+                        let seen = unit.core.trips_seen();
                         unit.core.handle_can(local, &frame);
+                        unit.heard(now, seen, &mut self.stats);
                         self.drain(i);
                     }
                 }
             }
-            CanEvent::Sent { port, mailbox, .. } => match self.unit_of(port) {
+            CanEvent::Sent { port, mailbox, .. } => match self.unit_of(bus, port) {
                 Some(i) => {
                     let unit = &mut self.units[i];
                     let local = unit.local(now);
@@ -632,7 +695,7 @@ impl Rack {
                     self.drain(i);
                 }
                 None => {
-                    self.master.handle_sent(0, now, mailbox);
+                    self.master.handle_sent(bus, now, mailbox);
                     self.drain_master();
                 }
             },
@@ -640,7 +703,7 @@ impl Rack {
         }
     }
 
-    fn handle_line_event(&mut self, event: LineEvent) {
+    fn handle_line_event(&mut self, bus: usize, event: LineEvent) {
         let now = self.now;
         match event {
             LineEvent::Bytes {
@@ -653,10 +716,12 @@ impl Rack {
             } => {
                 self.stats.frames += 1;
                 self.stats.damaged += u64::from(damaged > 0);
-                if receivers.contains(self.master_port) {
-                    self.tell_master(from, meta, |master| master.handle_serial(0, now, &bytes));
+                if receivers.contains(self.buses[bus].master) {
+                    self.tell_master((bus, from), meta, |master| {
+                        master.handle_serial(bus, now, &bytes)
+                    });
                 }
-                for i in 0..self.units.len() {
+                for i in self.buses[bus].units.clone() {
                     let unit = &mut self.units[i];
                     if receivers.contains(unit.port) {
                         let local = unit.local(now);
@@ -668,16 +733,18 @@ impl Rack {
             LineEvent::Break {
                 senders, receivers, ..
             } => {
-                if receivers.contains(self.master_port)
+                if receivers.contains(self.buses[bus].master)
                     && let Some(from) = senders.first()
                 {
-                    self.tell_master(from, 0, |master| master.handle_break(0, now));
+                    self.tell_master((bus, from), 0, |master| master.handle_break(bus, now));
                 }
-                for i in 0..self.units.len() {
+                for i in self.buses[bus].units.clone() {
                     let unit = &mut self.units[i];
                     if receivers.contains(unit.port) {
                         let local = unit.local(now);
+                        let seen = unit.core.trips_seen();
                         unit.core.handle_break(local);
+                        unit.heard(now, seen, &mut self.stats);
                         self.drain(i);
                     }
                 }
@@ -687,11 +754,16 @@ impl Rack {
     }
 
     /// Hands something to the master and measures what became of it.
-    fn tell_master(&mut self, from: Port, meta: u64, hand: impl FnOnce(&mut SimMaster)) {
+    fn tell_master(
+        &mut self,
+        (bus, from): (usize, Port),
+        meta: u64,
+        hand: impl FnOnce(&mut SimMaster),
+    ) {
         if !self.master_alive {
             return;
         }
-        let sender = self.unit_of(from);
+        let sender = self.unit_of(bus, from);
         if let Some(unit) = sender.and_then(|i| self.units.get(i))
             && unit.loss > 0.0
             && self.noise.uniform() < unit.loss
@@ -730,9 +802,9 @@ impl Rack {
         self.drain_master();
     }
 
-    fn unit_of(&self, port: Port) -> Option<usize> {
+    fn unit_of(&self, bus: usize, port: Port) -> Option<usize> {
         // The master was attached first.
-        port.index().checked_sub(1)
+        Some(self.buses[bus].units.start + port.index().checked_sub(1)?)
     }
 
     /// Lets the master speak and notes what it decided.
@@ -749,21 +821,24 @@ impl Rack {
             }
             self.advance_link();
         }
-        match &mut self.bus {
-            Medium::Can(can) => {
-                for mailbox in Mailbox::ALL {
-                    while can.is_free(self.master_port, mailbox)
-                        && let Some(out) = self.master.poll_can(0, now, mailbox)
-                    {
-                        // A free mailbox of a controller that is on takes any frame.
-                        let _ = can.submit(now, self.master_port, mailbox, &out.frame, 0);
+        for (at, bus) in self.buses.iter_mut().enumerate() {
+            let port = bus.master;
+            match &mut bus.medium {
+                Medium::Can(can) => {
+                    for mailbox in Mailbox::ALL {
+                        while can.is_free(port, mailbox)
+                            && let Some(out) = self.master.poll_can(at, now, mailbox)
+                        {
+                            // A free mailbox of a controller that is on takes any frame.
+                            let _ = can.submit(now, port, mailbox, &out.frame, 0);
+                        }
                     }
                 }
-            }
-            Medium::Serial(line) => {
-                while let Some(out) = self.master.poll_serial(0, now) {
-                    // A driver that is still on loses the signal, as on hardware.
-                    let _ = line.transmit(self.master_port, out.at.max(now), &out.what, 0);
+                Medium::Serial(line) => {
+                    while let Some(out) = self.master.poll_serial(at, now) {
+                        // A driver that is still on loses the signal, as on hardware.
+                        let _ = line.transmit(port, out.at.max(now), &out.what, 0);
+                    }
                 }
             }
         }
@@ -872,11 +947,16 @@ impl Rack {
                 self.stats.reaction_max_ns = self.stats.reaction_max_ns.max(Some(reaction));
             }
         }
+        let trips = (tripped && !unit.tripped).then_some(unit.sampled_at);
         unit.tripped = tripped;
-        unit.seat = unit.core.node().or(unit.seat);
+        // In a rack, seats of one bus after those of another.
+        let first = self.buses[unit.bus].units.start;
+        let seat = unit.core.node().map(|seat| first + seat.index() + 1);
+        let seat = seat.and_then(|n| NodeId::new(u8::try_from(n).ok()?));
+        unit.seat = seat.or(unit.seat);
         let stamp =
             |unit: &Unit, at: Option<Instant>| at.map_or(0, |at| unit.global(at).as_nanos());
-        match &mut self.bus {
+        match &mut self.buses[unit.bus].medium {
             Medium::Can(can) => {
                 for mailbox in Mailbox::ALL {
                     while can.is_free(unit.port, mailbox)
@@ -898,6 +978,13 @@ impl Rack {
             }
         }
         self.due[i] = unit.due();
+        if let Some(sampled_at) = trips {
+            let others = self.units.iter_mut().enumerate();
+            for (_, other) in others.filter(|(n, u)| *n != i && u.alive && u.core.node().is_some())
+            {
+                other.unheard.get_or_insert(sampled_at);
+            }
+        }
         if switched {
             self.refresh_strings();
         }
@@ -914,12 +1001,12 @@ impl Rack {
 
     fn each_second(&mut self) {
         let now = self.now;
-        let busy = self.bus.busy(now);
-        let share = busy
-            .as_nanos()
-            .saturating_sub(self.stats.busy_before.as_nanos())
-            / 1_000;
-        self.stats.busy_before = busy;
+        let shares = self.buses.iter_mut().map(|bus| {
+            let busy = bus.medium.busy(now);
+            let before = std::mem::replace(&mut bus.busy_before, busy);
+            busy.as_nanos().saturating_sub(before.as_nanos()) / 1_000
+        });
+        let share = shares.max().unwrap_or(0);
         let latency = std::mem::take(&mut self.stats.latency_max_ns) / 1_000;
         let small = |v: u64| u32::try_from(v).unwrap_or(u32::MAX);
         self.master.set_bus_figures(small(share), small(latency));
@@ -1077,9 +1164,13 @@ impl Rack {
             }
             self.master_alive = !begins;
             if begins {
-                self.bus.kill(now, self.master_port);
+                for bus in &mut self.buses {
+                    bus.medium.kill(now, bus.master);
+                }
             } else {
-                self.bus.revive(now, self.master_port);
+                for bus in &mut self.buses {
+                    bus.medium.revive(now, bus.master);
+                }
                 self.sessions = self.sessions.wrapping_add(1);
                 self.master = self.plan.new_master(self.sessions);
                 if !self.kept.is_empty() {
@@ -1099,9 +1190,10 @@ impl Rack {
         unit.overwritten += unit.core.link().stats().overwritten;
         unit.alive = false;
         unit.gate_on = false;
+        unit.unheard = None;
         self.due[i] = Instant::MAX;
         unit.group.set_bleeding(0);
-        self.bus.kill(self.now, unit.port);
+        self.buses[unit.bus].medium.kill(self.now, unit.port);
         self.refresh_strings();
     }
 
@@ -1109,12 +1201,13 @@ impl Rack {
         let Some(unit) = self.units.get_mut(i) else {
             return;
         };
-        unit.core = Slave::new(unit.config.clone(), self.plan.schedule);
+        let bus = &mut self.buses[unit.bus];
+        unit.core = Slave::new(unit.config.clone(), bus.schedule);
         unit.booted = self.now;
         unit.alive = true;
         unit.tripped = false;
         self.due[i] = self.now;
-        self.bus.revive(self.now, unit.port);
+        bus.medium.revive(self.now, unit.port);
     }
 
     /// Fixes of recorded tags since the start.
@@ -1174,13 +1267,16 @@ impl Rack {
             position_p50_mm: quantile(&mut self.stats.errors_mm, 0.5),
             position_p95_mm: quantile(&mut self.stats.errors_mm, 0.95),
         };
+        let busy = self.buses.iter().map(|bus| bus.medium.busy(now));
+        let busy = busy.max().unwrap_or(Duration::ZERO);
+        let destroyed = self.buses.iter().map(|bus| bus.medium.error_frames(now));
         RackReport {
             master: self.plan.number,
             all_joined_at_s: self.stats.all_joined.map(seconds),
             members: self.master.figures().members,
-            load_pct: self.bus.busy(now).as_nanos() as f64 / now.as_nanos().max(1) as f64 * 100.0,
+            load_pct: busy.as_nanos() as f64 / now.as_nanos().max(1) as f64 * 100.0,
             frames: self.stats.frames,
-            error_frames: self.bus.error_frames(now) + self.stats.damaged,
+            error_frames: destroyed.sum::<u64>() + self.stats.damaged,
             latency: latency.collect(),
             healthy,
             trips: Trips {
@@ -1188,6 +1284,8 @@ impl Rack {
                 decision_max_us: us(self.stats.decision_max_ns),
                 reaction_max_us: us(self.stats.reaction_max_ns),
                 master_max_us: us(self.stats.master_max_ns),
+                heard_max_us: us(self.stats.heard_max_ns),
+                unheard: self.units.iter().filter(|u| u.unheard.is_some()).count() as u64,
             },
             estimates,
             contactors: self.contactor_figures(),

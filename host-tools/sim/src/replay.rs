@@ -4,13 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use helio_bus::{BusKind, Capabilities, Schedule};
+use helio_bus::{BusKind, Capabilities};
 use helio_units::{Duration, Instant, TagId};
 use serde::Serialize;
 
 use crate::files::{CellTrace, MapSource, lasting, load_cell, load_map};
 use crate::plant::{Group, Load, Noise, RangeTrace, Room, Sensors, distance, interpolate, seconds};
-use crate::rack::{Rack, RackPlan, SlavePlan};
+use crate::rack::{BusPlan, Rack, RackPlan, SlavePlan};
 use crate::report::quantile;
 use crate::scenario::InputError;
 use crate::{limits, luminaires, uid};
@@ -127,7 +127,7 @@ impl BatteryReplay<'_> {
         };
         let plan = RackPlan {
             number: 1,
-            schedule: Schedule::for_bus(self.bus),
+            buses: BusPlan::only(self.bus, 1),
             seed: 1,
             strings: 1,
             cell: lasting(&cell.params),
@@ -328,7 +328,7 @@ impl PositionReplay<'_> {
         let tags = traces.len();
         let plan = RackPlan {
             number: 1,
-            schedule: Schedule::for_bus(self.bus),
+            buses: BusPlan::only(self.bus, slaves.len()),
             seed: 1,
             strings: 1,
             cell: &helio_battery::defaults::NMC_5000MAH,

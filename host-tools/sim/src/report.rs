@@ -132,6 +132,10 @@ pub struct Trips {
     pub reaction_max_us: Option<f64>,
     /// Worst time from that sample to the master hearing of it, µs.
     pub master_max_us: Option<f64>,
+    /// Worst time from that sample to another slave hearing of it, on whatever bus of the master, µs.
+    pub heard_max_us: Option<f64>,
+    /// Slaves that were members then and have not heard of it.
+    pub unheard: u64,
 }
 
 /// Charge and place, estimate against truth.
@@ -181,9 +185,9 @@ pub struct RackReport {
     pub all_joined_at_s: Option<f64>,
     /// Members at the end.
     pub members: u8,
-    /// Share of time in which the bus was busy.
+    /// Share of time in which the bus was busy; of several, the busiest.
     pub load_pct: f64,
-    /// Frames on the bus.
+    /// Frames on all buses.
     pub frames: u64,
     /// Frames destroyed.
     pub error_frames: u64,
@@ -205,7 +209,7 @@ pub struct RackReport {
 pub struct Report {
     /// Name of the scenario.
     pub scenario: String,
-    /// Which bus.
+    /// Which buses, with a + between two.
     pub bus: String,
     /// Seed.
     pub seed: u64,
@@ -272,11 +276,12 @@ impl Report {
             let trips = &r.trips;
             writeln!(
                 t,
-                "  trips {}: sample to gate off {}, fault to gate off {}, sample to master {}",
+                "  trips {}: sample to gate off {}, fault to gate off {}, sample to master {}, to all others {}",
                 trips.count,
                 opt(trips.decision_max_us, "us"),
                 opt(trips.reaction_max_us, "us"),
-                opt(trips.master_max_us, "us")
+                opt(trips.master_max_us, "us"),
+                opt(trips.heard_max_us.filter(|_| trips.unheard == 0), "us")
             )?;
             if let Some(c) = &r.contactors {
                 let at = opt(c.closed_at_s, "s");

@@ -6,9 +6,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use helio_bus::BusKind;
+use helio_master::MAX_BUSES;
 use helio_master::sleep::SleepConfig;
 use helio_slave::SlaveSleep;
-use helio_units::Duration;
+use helio_units::{Duration, NodeId};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -25,15 +26,15 @@ pub struct Scenario {
     pub seed: u64,
     /// Virtual time to run.
     pub duration_s: Spanned<f64>,
-    /// Which bus.
+    /// Which bus, or several.
     #[serde(default = "default_bus")]
-    pub bus: Spanned<String>,
-    /// From SYNC to SYNC; what the bus has for its usual number of slaves when absent.
+    pub bus: Spanned<Buses>,
+    /// From SYNC to SYNC; what the bus has for its usual number of slaves when absent. Of several buses each has its own.
     pub cycle_ms: Option<Spanned<f64>>,
     /// CAN 2.0: now and then slaves say all their cells at once, all measured at one SYNC.
     #[serde(default)]
     pub snapshots: bool,
-    /// Racks, each with its own master and bus.
+    /// Racks, each with its own master and buses.
     #[serde(default = "one_spanned")]
     pub masters: Spanned<u32>,
     /// Slaves and cells of each rack.
@@ -63,15 +64,78 @@ fn one() -> u64 {
 fn one_spanned() -> Spanned<u32> {
     Spanned::new(0..0, 1)
 }
-fn default_bus() -> Spanned<String> {
-    Spanned::new(0..0, "can-1m".into())
+fn default_bus() -> Spanned<Buses> {
+    bare(Buses::One("can-1m".into()))
+}
+
+/// `bus = "can-1m"`, or a table `[[bus]]` for each of several.
+#[derive(Clone, Debug)]
+pub enum Buses {
+    /// All slaves of the rack are on it.
+    One(String),
+    /// The slaves of the rack are on them in order.
+    Several(Vec<Spanned<Bus>>),
+}
+
+/// `[[bus]]`: one of several buses of a master.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bus {
+    /// Which.
+    pub kind: Spanned<String>,
+    /// Slaves on it.
+    pub slaves: Spanned<u8>,
+    /// From SYNC to SYNC; what the bus has for its usual number of slaves when absent.
+    pub cycle_ms: Option<Spanned<f64>>,
+}
+
+impl<'de> Deserialize<'de> for Buses {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> serde::de::Visitor<'de> for Either {
+            type Value = Buses;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a bus, or a table [[bus]] for each of several")
+            }
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Buses, E> {
+                Ok(Buses::One(name.into()))
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut all: A,
+            ) -> Result<Buses, A::Error> {
+                let mut buses = Vec::new();
+                while let Some(bus) = all.next_element()? {
+                    buses.push(bus);
+                }
+                Ok(Buses::Several(buses))
+            }
+        }
+
+        from.deserialize_any(Either)
+    }
+}
+
+/// What a scenario wants of one bus.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BusWanted {
+    /// Which.
+    pub kind: BusKind,
+    /// Slaves on it.
+    pub slaves: usize,
+    /// From SYNC to SYNC, if not the usual.
+    pub cycle: Option<Duration>,
+    /// It is one of several, with a seat for each of its slaves and no more.
+    pub shared: bool,
 }
 
 /// Slaves and their cells.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pack {
-    /// Slaves on the bus, `1..=127`.
+    /// Slaves, `1..=127`; with `[[bus]]` as many as those have.
     pub slaves: Spanned<u8>,
     /// Cells in series at each slave, `0..=18`.
     pub cells: Spanned<u8>,
@@ -148,6 +212,11 @@ impl Default for Aged {
             positive_left: bare(1.0),
         }
     }
+}
+
+/// A cycle as a file has it.
+fn cycle(ms: &Option<Spanned<f64>>) -> Option<Duration> {
+    Some(Duration::from_nanos((ms.as_ref()?.get_ref() * 1e6) as u64))
 }
 
 fn bare<T>(value: T) -> Spanned<T> {
@@ -484,23 +553,51 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// The bus, checked when the file was read.
-    pub fn bus_kind(&self) -> BusKind {
-        BusKind::from_name(self.bus.get_ref()).unwrap_or(BusKind::Can1M)
+    /// The buses of each rack, checked when the file was read.
+    pub fn buses(&self) -> Vec<BusWanted> {
+        let named = |name: &str| BusKind::from_name(name).unwrap_or(BusKind::Can1M);
+        match self.bus.get_ref() {
+            Buses::One(name) => vec![BusWanted {
+                kind: named(name),
+                slaves: usize::from(*self.pack.slaves.get_ref()),
+                cycle: cycle(&self.cycle_ms),
+                shared: false,
+            }],
+            Buses::Several(all) => {
+                let each = all.iter().map(|bus| BusWanted {
+                    kind: named(bus.get_ref().kind.get_ref()),
+                    slaves: usize::from(*bus.get_ref().slaves.get_ref()),
+                    cycle: cycle(&bus.get_ref().cycle_ms),
+                    shared: true,
+                });
+                each.collect()
+            }
+        }
     }
 
-    /// Runs on another bus.
+    /// Slaves of each rack, on all buses.
+    pub fn slaves(&self) -> usize {
+        self.buses().iter().map(|bus| bus.slaves).sum()
+    }
+
+    /// Runs on another bus; of several, on as many of that kind.
     pub fn set_bus(&mut self, kind: BusKind) {
-        if kind != self.bus_kind() {
+        if self.buses().iter().any(|bus| bus.kind != kind) {
             self.cycle_ms = None;
         }
-        self.bus = bare(kind.name().to_string());
-    }
-
-    /// The cycle that the scenario asks for.
-    pub fn cycle(&self) -> Option<Duration> {
-        let ms = self.cycle_ms.as_ref()?.get_ref();
-        Some(Duration::from_nanos((ms * 1e6) as u64))
+        let mut bus = self.bus.get_ref().clone();
+        match &mut bus {
+            Buses::One(name) => *name = kind.name().into(),
+            Buses::Several(all) => {
+                for bus in all.iter_mut().map(Spanned::get_mut) {
+                    if bus.kind.get_ref() != kind.name() {
+                        bus.cycle_ms = None;
+                    }
+                    bus.kind = bare(kind.name().into());
+                }
+            }
+        }
+        self.bus = bare(bus);
     }
 
     /// Runs in another cycle.
@@ -536,15 +633,59 @@ impl Scenario {
                 format!("{name} is {value}; choose a value from {low} to {high}"),
             )
         }
-        if BusKind::from_name(self.bus.get_ref()).is_none() {
+        fn known<T>(at: &Spanned<T>, name: &str) -> Result<(), (Option<usize>, String)> {
+            if BusKind::from_name(name).is_some() {
+                return Ok(());
+            }
             let names = BusKind::ALL.map(BusKind::name).join(", ");
             wrong(
-                &self.bus,
-                format!(
-                    "there is no bus \"{}\"; choose one of {names}",
-                    self.bus.get_ref()
-                ),
-            )?;
+                at,
+                format!("there is no bus \"{name}\"; choose one of {names}"),
+            )
+        }
+        match self.bus.get_ref() {
+            Buses::One(name) => known(&self.bus, name)?,
+            Buses::Several(all) => {
+                if !(1..=MAX_BUSES).contains(&all.len()) {
+                    let count = all.len();
+                    wrong(
+                        &self.bus,
+                        format!(
+                            "there are {count} buses; a master has 1 to {MAX_BUSES}, so leave some out or add a master"
+                        ),
+                    )?;
+                }
+                for bus in all.iter().map(Spanned::get_ref) {
+                    known(&bus.kind, bus.kind.get_ref())?;
+                    within("slaves", &bus.slaves, 1..=127)?;
+                    if let Some(cycle_ms) = &bus.cycle_ms {
+                        within("cycle_ms", cycle_ms, 1.0..=1e3)?;
+                    }
+                }
+                if let Some(cycle_ms) = &self.cycle_ms {
+                    let what = "cycle_ms is that of the only bus; give it to each [[bus]] that shall have it";
+                    wrong(cycle_ms, what.into())?;
+                }
+                let sum = self.slaves();
+                if sum > usize::from(NodeId::MAX.get()) {
+                    wrong(
+                        &self.bus,
+                        format!(
+                            "the buses have {sum} slaves; a master has at most 127, so take fewer or add a master"
+                        ),
+                    )?;
+                }
+                let slaves = &self.pack.slaves;
+                if slaves.span().end > 0 && usize::from(*slaves.get_ref()) != sum {
+                    wrong(
+                        slaves,
+                        format!(
+                            "slaves is {} but the buses have {sum}; leave it out",
+                            slaves.get_ref()
+                        ),
+                    )?;
+                }
+            }
         }
         within("duration_s", &self.duration_s, 0.001..=1e7)?;
         if let Some(cycle_ms) = &self.cycle_ms {
@@ -560,7 +701,8 @@ impl Scenario {
         within("negative_left", &pack.aged.negative_left, 0.5..=1.0)?;
         within("positive_left", &pack.aged.positive_left, 0.5..=1.0)?;
         within("sample_period_ms", &pack.sample_period_ms, 1..=1000)?;
-        let (slaves, strings) = (*pack.slaves.get_ref(), *pack.strings.get_ref());
+        let slaves = u8::try_from(self.slaves()).unwrap_or(u8::MAX);
+        let strings = *pack.strings.get_ref();
         within("strings", &pack.strings, 1..=16)?;
         if slaves % strings != 0 {
             wrong(
@@ -773,6 +915,38 @@ mod tests {
             (
                 "[[command]]\nat_s = -1\ncmd = \"clear\"\n",
                 "at_s must be 0 or more",
+            ),
+            (
+                "[[bus]]\nkind = \"can-2m\"\nslaves = 2\n",
+                "x.toml:4: there is no bus \"can-2m\"; choose one of",
+            ),
+            (
+                "[[bus]]\nkind = \"can-1m\"\nslaves = 0\n",
+                "x.toml:5: slaves is 0; choose a value from 1 to 127",
+            ),
+            (
+                "[[bus]]\nkind = \"can-1m\"\n",
+                "x.toml:3: missing field `slaves`",
+            ),
+            (
+                "cycle_ms = 5\n[[bus]]\nkind = \"can-1m\"\nslaves = 2\n",
+                "x.toml:3: cycle_ms is that of the only bus; give it to each [[bus]]",
+            ),
+            (
+                "[[bus]]\nkind = \"can-1m\"\nslaves = 100\n[[bus]]\nkind = \"can-1m\"\nslaves = 100\n",
+                "the buses have 200 slaves; a master has at most 127",
+            ),
+            (
+                "[[bus]]\nkind = \"can-1m\"\nslaves = 4\n[pack]\nslaves = 8\n",
+                "x.toml:7: slaves is 8 but the buses have 4; leave it out",
+            ),
+            (
+                "bus = []\n",
+                "x.toml:3: there are 0 buses; a master has 1 to 4",
+            ),
+            (
+                "bus = 5\n",
+                "x.toml:3: invalid type: integer `5`, expected the name of a bus, or a table [[bus]]",
             ),
         ];
         for (body, expected) in cases {

@@ -32,8 +32,8 @@ fn python_can_reads_what_was_on_the_bus() {
     for (format, name) in [(LogFormat::Candump, "bus.log"), (LogFormat::Asc, "bus.asc")] {
         let path = dir.path().join(name);
         let file = std::fs::File::create(&path).expect("a new file");
-        let mut log = CanLog::new(format, 0, file).expect("the file can be written");
-        let expected = run(|event| log.record(event).expect("the file can be written"));
+        let mut log = CanLog::new(format, file).expect("the file can be written");
+        let expected = run(|event| log.record(0, event).expect("the file can be written"));
         log.finish().expect("the file can be written");
         let output = Command::new(&python)
             .args(["-c", READ])

@@ -66,7 +66,9 @@ fn cantools_and_python_can_read_the_values_that_were_on_the_bus() {
     for kind in [BusKind::Can1M, BusKind::CanFd] {
         let mut scenario = Scenario::load(&path).expect("a good scenario");
         scenario.set_bus(kind);
-        let slaves = helio_sim::capabilities(&scenario).expect("as above");
+        let (_, slaves) = helio_sim::capabilities(&scenario)
+            .expect("as above")
+            .remove(0);
         let mut layouts = Layout::of_master();
         layouts.extend(Layout::of_slave(kind == BusKind::CanFd, slaves[0]));
         let dbc_path = dir.path().join("rack.dbc");
@@ -75,15 +77,15 @@ fn cantools_and_python_can_read_the_values_that_were_on_the_bus() {
         for (format, name) in [(LogFormat::Candump, "bus.log"), (LogFormat::Asc, "bus.asc")] {
             let log_path = dir.path().join(name);
             let file = std::fs::File::create(&log_path).expect("a new file");
-            let log = CanLog::new(format, 0, file).expect("the file can be written");
+            let log = CanLog::new(format, file).expect("the file can be written");
             let both = Arc::new(Mutex::new((Some(log), String::new())));
             let mut world = World::new(scenario.clone()).expect("as above");
             let (tap, layouts) = (Arc::clone(&both), layouts.clone());
-            world.racks[0].tap_can(Box::new(move |event| {
+            world.racks[0].tap_can(Box::new(move |bus, event| {
                 let mut both = tap.lock().expect("one thread");
                 let (log, told) = &mut *both;
                 if let Some(log) = log {
-                    log.record(event).expect("the file can be written");
+                    log.record(bus, event).expect("the file can be written");
                 }
                 if let CanEvent::Delivered { frame, at, .. } = event {
                     *told += &line(&layouts, frame, at.as_micros());

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use helio_bus::BusKind;
-use helio_bus::analysis::{fits, most_slaves};
+use helio_bus::analysis::{Analysis, Assumptions, Kind, fits, most_slaves};
 use helio_sim::World;
-use helio_sim::report::{Affected, Happening, Report};
+use helio_sim::report::{Affected, Estimates, Happening, Report};
 use helio_sim::scenario::Scenario;
 
 fn folder() -> PathBuf {
@@ -132,6 +132,87 @@ fn a_full_rack_joins_every_bus_and_loses_nothing() {
 }
 
 #[test]
+fn a_master_of_two_buses_hears_trips_on_both_and_says_them_on_the_other() {
+    let scenario = load("two-buses");
+    let buses = helio_sim::buses(&scenario);
+    let trip = buses.iter().map(|bus| {
+        let slaves = helio_sim::capabilities(&scenario).unwrap();
+        let of = slaves
+            .iter()
+            .find(|(wanted, _)| wanted.kind == bus.schedule.kind);
+        let (_, of) = of.unwrap();
+        let calm = Assumptions::calm(&bus.schedule);
+        let found = Analysis::new(&bus.schedule, of.iter().copied(), &calm);
+        found
+            .bound(Kind::Trip)
+            .unwrap()
+            .response
+            .unwrap()
+            .as_nanos() as f64
+            / 1e3
+    });
+    let bound_us: f64 = trip.sum();
+    let report = run(scenario);
+    assert_healthy(&report);
+    assert_eq!(report.bus, "can-1m+rs485-4m");
+    let rack = &report.racks[0];
+    assert_eq!(
+        (rack.members, rack.trips.count, rack.trips.unheard),
+        (48, 2, 0)
+    );
+    let heard_us = rack.trips.heard_max_us.unwrap();
+    println!("a trip is heard on both buses within {heard_us} us, bound {bound_us} us");
+    assert!(heard_us <= bound_us);
+    // A trip is heard by the master on the bus of the slave that said it, once or, in two minislots, twice, and does not come back.
+    let trips: Vec<f64> = report
+        .happenings
+        .iter()
+        .filter(|h| h.what == "trip")
+        .map(|h| h.at_s)
+        .collect();
+    let near = |at: f64| {
+        trips
+            .iter()
+            .filter(|t| (0.0..0.1).contains(&(**t - at)))
+            .count()
+    };
+    assert_eq!((near(5.0), near(10.0), trips.len()), (1, 2, 3), "{trips:?}");
+    let touched = |node, fault| {
+        let found = report.affected.iter().find(|a| a.node == node).unwrap();
+        assert_eq!(found.fault, fault);
+        found.clone()
+    };
+    for (node, fault) in [(3, "cell-over-voltage"), (30, "cell-over-voltage")] {
+        assert!(touched(node, fault).isolated_after_ms.unwrap() < 25.0);
+    }
+    for (node, fault) in [(40, "slave-dead"), (7, "slave-babbling")] {
+        assert_came_back(&touched(node, fault));
+    }
+}
+
+#[test]
+fn two_buses_of_one_kind_range_together_so_that_anchors_of_both_make_one_fix() {
+    // Eight anchors in one hall, every other one on the other bus: alone, each bus sees half of them.
+    let run_on = |buses: &str| {
+        let text = format!(
+            "name = \"x\"\nduration_s = 20\n{buses}\n[hall]\nanchors = 8\ntags = 2\nsight_m = 60.0\n"
+        );
+        let scenario = Scenario::parse(Path::new("x.toml"), &text, PathBuf::new()).unwrap();
+        run(scenario).racks.remove(0).estimates
+    };
+    let one = run_on("bus = \"can-1m\"\n[pack]\nslaves = 8\nstrings = 2");
+    let bus = |kind| format!("[[bus]]\nkind = \"{kind}\"\nslaves = 4\n");
+    let two = run_on(&(bus("can-1m") + &bus("can-1m")));
+    let mixed = run_on(&(bus("can-1m") + &bus("rs485-4m")));
+    println!("{one:?}\n{two:?}\n{mixed:?}");
+    let p95 = |e: Estimates| e.position_p95_mm.unwrap();
+    assert!(one.fixes > 950 && one.fixes.abs_diff(two.fixes) < 5);
+    assert!(p95(two) < 1.1 * p95(one));
+    // Not at the same time: each bus locates with its own.
+    assert!(p95(mixed) > 2.0 * p95(two));
+}
+
+#[test]
 fn as_many_slaves_as_there_are_seats_join_can_fd_and_rs485_at_4_mbaud() {
     for (kind, cycle_ms) in [(BusKind::CanFd, 30.0), (BusKind::Rs485At4M, 29.0)] {
         let mut scenario = load("rack-127");
@@ -149,7 +230,7 @@ fn a_bus_that_is_too_full_for_its_slaves_takes_those_that_fit_and_names_the_othe
     let mut scenario = load("rack-127");
     scenario.set_bus(BusKind::Can1M);
     scenario.set_duration_s(1.5);
-    let slaves = helio_sim::capabilities(&scenario).unwrap();
+    let (_, slaves) = helio_sim::capabilities(&scenario).unwrap().remove(0);
     let schedule = helio_sim::schedule(BusKind::Can1M, slaves.len(), None);
     let most = most_slaves(&schedule, &slaves);
     let alike = std::iter::repeat_n(slaves[0], usize::from(most) + 1);

@@ -1,4 +1,4 @@
-//! Writes what a CAN bus did as users' tools read it: candump's log and Vector's ASC.
+//! Writes what CAN buses did as users' tools read it: candump's log and Vector's ASC.
 //!
 //! Feed every [`CanEvent`] to [`CanLog::record`]; delivered frames and error frames become lines,
 //! stamped with virtual time. python-can, can-utils and CANalyzer read them.
@@ -36,13 +36,12 @@ const DATE: &str = "Sat Jan 01 00:00:00.000 2000";
 /// A log being written. Wrap files in a [`io::BufWriter`].
 pub struct CanLog<W: Write> {
     format: LogFormat,
-    channel: u32,
     out: W,
 }
 
 impl<W: Write> CanLog<W> {
-    /// Begins a log of the bus with this number, from 0: `vcan0`, or channel 1 in an ASC.
-    pub fn new(format: LogFormat, channel: u32, mut out: W) -> io::Result<Self> {
+    /// Begins a log.
+    pub fn new(format: LogFormat, mut out: W) -> io::Result<Self> {
         if format == LogFormat::Asc {
             writeln!(out, "date {DATE}")?;
             writeln!(out, "base hex  timestamps absolute")?;
@@ -50,30 +49,28 @@ impl<W: Write> CanLog<W> {
             writeln!(out, "Begin Triggerblock {DATE}")?;
             writeln!(out, "   0.000000 Start of measurement")?;
         }
-        Ok(Self {
-            format,
-            channel,
-            out,
-        })
+        Ok(Self { format, out })
     }
 
-    /// Adds the line that this event is worth, if any.
-    pub fn record(&mut self, event: &CanEvent) -> io::Result<()> {
+    /// Adds the line that this event of a bus is worth, if any. Buses are counted from 0, as `vcan0` is; channels of an
+    /// ASC from 1.
+    pub fn record(&mut self, bus: usize, event: &CanEvent) -> io::Result<()> {
         match (event, self.format) {
-            (CanEvent::Delivered { frame, at, .. }, LogFormat::Candump) => self.candump(frame, *at),
-            (CanEvent::Delivered { frame, at, .. }, LogFormat::Asc) => self.asc(frame, *at),
+            (CanEvent::Delivered { frame, at, .. }, LogFormat::Candump) => {
+                self.candump(bus, frame, *at)
+            }
+            (CanEvent::Delivered { frame, at, .. }, LogFormat::Asc) => self.asc(bus, frame, *at),
             // The kind of error frame that Linux reports as a bus error.
             (CanEvent::Error { at, .. }, LogFormat::Candump) => {
                 let (s, us) = stamp(*at);
-                let channel = self.channel;
                 writeln!(
                     self.out,
-                    "({s:010}.{us:06}) vcan{channel} 20000080#0000000000000000"
+                    "({s:010}.{us:06}) vcan{bus} 20000080#0000000000000000"
                 )
             }
             (CanEvent::Error { at, .. }, LogFormat::Asc) => {
                 let (s, us) = stamp(*at);
-                let channel = self.channel + 1;
+                let channel = bus + 1;
                 writeln!(self.out, "{s:4}.{us:06} {channel}  ErrorFrame")
             }
             (CanEvent::Sent { .. } | CanEvent::State { .. }, _) => Ok(()),
@@ -89,9 +86,9 @@ impl<W: Write> CanLog<W> {
         Ok(self.out)
     }
 
-    fn candump(&mut self, frame: &CanFrame, at: Instant) -> io::Result<()> {
+    fn candump(&mut self, bus: usize, frame: &CanFrame, at: Instant) -> io::Result<()> {
         let (s, us) = stamp(at);
-        write!(self.out, "({s:010}.{us:06}) vcan{} ", self.channel)?;
+        write!(self.out, "({s:010}.{us:06}) vcan{bus} ")?;
         match frame.id {
             CanId::Standard(id) => write!(self.out, "{id:03X}#")?,
             CanId::Extended(id) => write!(self.out, "{id:08X}#")?,
@@ -106,9 +103,9 @@ impl<W: Write> CanLog<W> {
         writeln!(self.out)
     }
 
-    fn asc(&mut self, frame: &CanFrame, at: Instant) -> io::Result<()> {
+    fn asc(&mut self, bus: usize, frame: &CanFrame, at: Instant) -> io::Result<()> {
         let (s, us) = stamp(at);
-        let channel = self.channel + 1;
+        let channel = bus + 1;
         let id = match frame.id {
             CanId::Standard(id) => format!("{id:X}"),
             CanId::Extended(id) => format!("{id:X}x"),
@@ -152,7 +149,7 @@ mod tests {
         let timing = CanTiming::new(1_000_000, 1_000_000).expect("whole nanoseconds");
         let mut bus = CanBus::new(timing, 0);
         let (a, _) = (bus.attach().expect("room"), bus.attach());
-        let mut log = CanLog::new(format, 0, Vec::new()).expect("memory does not fail");
+        let mut log = CanLog::new(format, Vec::new()).expect("memory does not fail");
         let frame = |id, data: &[u8]| CanFrame::new(id, fd, data).expect("valid");
         bus.corrupt_next(1);
         let now = Instant::from_micros(1_234_567_000);
@@ -162,8 +159,13 @@ mod tests {
         ] {
             bus.submit(now, a, mailbox, &frame, 0).expect("free");
         }
+        let mut number = 0;
         while let Some(due) = bus.poll_timeout() {
-            bus.handle_timeout(due, &mut |event| log.record(&event).expect("as above"));
+            bus.handle_timeout(due, &mut |event| {
+                log.record(number, &event).expect("as above")
+            });
+            // The last frame as if it were another bus's.
+            number = usize::from(due > now + helio_units::Duration::from_micros(150));
         }
         String::from_utf8(log.finish().expect("as above")).expect("text")
     }
