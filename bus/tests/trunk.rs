@@ -13,8 +13,8 @@ const STEP: Duration = Duration::from_micros(100);
 struct Plant<const SEATS: usize> {
     now: Instant,
     trunk: Trunk<2, SEATS>,
-    /// With the bus that each is on.
-    slaves: Vec<(usize, SlaveLink)>,
+    /// With the bus that each is on, and the number of its id.
+    slaves: Vec<(usize, SlaveLink, u64)>,
     told: Vec<(Instant, MasterEvent)>,
     seen: Vec<(usize, SlaveEvent)>,
     /// Trip frames of the master, by bus.
@@ -48,7 +48,7 @@ impl<const SEATS: usize> Plant<SEATS> {
 
     fn plug(&mut self, bus: usize, id: u64) {
         let link = SlaveLink::new(schedule(127), uid(id), RACK);
-        self.slaves.push((bus, link));
+        self.slaves.push((bus, link, id));
     }
 
     fn run_for(&mut self, span: Duration) {
@@ -62,7 +62,7 @@ impl<const SEATS: usize> Plant<SEATS> {
         self.now += STEP;
         let now = self.now;
         self.trunk.handle_timeout(now);
-        for (i, (_, slave)) in self.slaves.iter_mut().enumerate() {
+        for (i, (_, slave, _)) in self.slaves.iter_mut().enumerate() {
             slave.handle_timeout(now);
             while let Some(event) = slave.poll_event() {
                 match event {
@@ -86,7 +86,7 @@ impl<const SEATS: usize> Plant<SEATS> {
             if let Some(out) = self.trunk.poll_can(bus, now, mailbox) {
                 frames.push_back((None, mailbox, out.frame));
             }
-            for (i, (on, slave)) in self.slaves.iter_mut().enumerate() {
+            for (i, (on, slave, _)) in self.slaves.iter_mut().enumerate() {
                 if *on == bus
                     && let Some(out) = slave.poll_can(now, mailbox)
                 {
@@ -107,7 +107,7 @@ impl<const SEATS: usize> Plant<SEATS> {
                     self.trunk.handle_can(bus, now, &frame);
                 }
             }
-            for (i, (on, slave)) in self.slaves.iter_mut().enumerate() {
+            for (i, (on, slave, _)) in self.slaves.iter_mut().enumerate() {
                 if *on == bus && from != Some(i) && slave_accepts(frame.id, slave.node()) {
                     slave.handle_can(now, &frame);
                 }
@@ -176,7 +176,7 @@ fn seats_are_numbered_through_and_every_order_and_datagram_finds_its_slave() {
         let to = node(plant.sits(id).expect("as above"));
         let datagram = [id as u8; 300];
         plant.trunk.send_datagram(to, &datagram).expect("idle");
-        let (_, slave) = &mut plant.slaves[id as usize - 1];
+        let (_, slave, _) = &mut plant.slaves[id as usize - 1];
         slave.send_datagram(&[100 + id as u8; 300]).expect("idle");
     }
     plant.run_for(Duration::from_millis(300));
@@ -362,4 +362,74 @@ fn on_rs485_a_trip_is_a_break_in_a_minislot_and_its_echo_is_none() {
         breaks[0] >= tripped && breaks[1].since(tripped) < Duration::from_millis(2),
         "{breaks:?}"
     );
+}
+
+/// Devices come, go, restart, are moved and meet their twins at random: what is told fits together, nobody is told
+/// of on two seats, and in the end each has one.
+#[test]
+fn whatever_moves_between_buses_each_device_has_one_seat_and_the_news_tell_it() {
+    for seed in 1..=200 {
+        let mut rng = common::Rng(seed);
+        let mut pick = |n: u64| (rng.next() >> 32) % n;
+        let mut plant = Plant::<12>::new([6, 6], &[]);
+        let mut at = [0, 0, 1, 1];
+        let all = |at: &[usize; 4]| at.iter().copied().zip(1..).collect::<Vec<_>>();
+        for (bus, id) in all(&at) {
+            plant.plug(bus, id);
+        }
+        for _ in 0..12 {
+            plant.run_for(Duration::from_micros(500 + pick(60_000)));
+            let device = pick(4) as usize;
+            let id = device as u64 + 1;
+            plant.slaves.retain(|(.., its)| *its != id);
+            match pick(4) {
+                0 => {}
+                1 => plant.plug(at[device], id),
+                2 => {
+                    at[device] = 1 - at[device];
+                    plant.plug(at[device], id);
+                }
+                _ => {
+                    plant.plug(0, id);
+                    plant.plug(1, id);
+                }
+            }
+            if let Some((_, slave, _)) = plant.slaves.first_mut() {
+                slave.trip(plant.now);
+            }
+        }
+        plant.slaves.clear();
+        plant.run_for(Duration::from_millis(1));
+        for (bus, id) in all(&at) {
+            plant.plug(bus, id);
+        }
+        plant.run_for(SECOND * 3);
+        let mut seats = [None; 13];
+        for (_, event) in &plant.told {
+            match *event {
+                MasterEvent::Joined { node, uid, .. } => {
+                    assert!(
+                        !seats.contains(&Some(uid)),
+                        "seed {seed}: {uid} joins twice"
+                    );
+                    seats[node.index()] = Some(uid);
+                }
+                MasterEvent::Left { node, uid, .. } => {
+                    assert_eq!(seats[node.index()].take(), Some(uid), "seed {seed}");
+                }
+                MasterEvent::Message(ref message) => {
+                    let from = message.node().expect("of a slave").index();
+                    assert!(seats[from].is_some(), "seed {seed}: {message:?} of nobody");
+                }
+                _ => {}
+            }
+        }
+        for (bus, id) in all(&at) {
+            let sits = plant
+                .sits(id)
+                .unwrap_or_else(|| panic!("seed {seed}: {id} has no seat"));
+            assert_eq!(seats[usize::from(sits) - 1], Some(uid(id)), "seed {seed}");
+            assert_eq!(usize::from(sits > 6), bus, "seed {seed}");
+        }
+    }
 }
