@@ -176,7 +176,7 @@ mod tests {
             log_of(LogFormat::Candump, false),
             "(0000001234.567072) vcan0 20000080#0000000000000000\n\
              (0000001234.567177) vcan0 0000007B#DEAD\n\
-             (0000001234.567227) vcan0 07B#\n"
+             (0000001234.567227) vcan1 07B#\n"
         );
         assert!(log_of(LogFormat::Candump, true).contains(" vcan0 0000007B##1DEAD\n"));
     }
@@ -192,7 +192,7 @@ mod tests {
                 0.000000 Start of measurement\n\
              1234.567072 1  ErrorFrame\n\
              1234.567177 1  7Bx             Rx   d 2 DE AD\n\
-             1234.567227 1  7B              Rx   d 0\n\
+             1234.567227 2  7B              Rx   d 0\n\
              End TriggerBlock\n"
         );
     }
