@@ -7,6 +7,8 @@
 
 pub mod net;
 
+use std::path::{Path, PathBuf};
+
 use helio_bus::analysis::{Analysis, Assumptions, Kind, fits, most_slaves};
 use helio_bus::{
     Alarm, BusKind, Capabilities, LeaveReason, MasterEvent, Message, Schedule, Severity, SlaveEvent,
@@ -15,7 +17,8 @@ use helio_units::{Duration, Instant, NodeId, Uid};
 use serde::Serialize;
 
 use crate::report::quantile;
-use crate::schedule;
+use crate::scenario::Scenario;
+use crate::{World, schedule};
 use net::{Net, NetPlan, News};
 
 /// What one slave of the measured racks has.
@@ -124,8 +127,9 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Report {
             seed: plan.seed,
             figures: Vec::new(),
         };
-        let steps: [(&str, Step); 12] = [
+        let steps: [(&str, Step); 13] = [
             ("trip", Bench::trips),
+            ("two buses", Bench::trips_over_two),
             ("127 slaves", Bench::many),
             ("alarms", Bench::alarms),
             ("full state", Bench::full_state),
@@ -263,6 +267,45 @@ impl Bench {
             self.add(format!("trip heard, {slaves} at once"), "us", worst, trials);
             self.goal(Some(goal));
         }
+    }
+
+    /// From a sample that trips a slave until the last slave on the other bus of the same master hears of it. 32 slaves on
+    /// each, every one trips once, at any time in a cycle.
+    fn trips_over_two(&mut self) {
+        let schedule = schedule(self.kind, 32, None);
+        let calm = Assumptions::calm(&schedule);
+        let analysis = Analysis::new(&schedule, core::iter::repeat_n(SLAVE, 32), &calm);
+        let bound = analysis.bound(Kind::Trip).and_then(|b| b.response);
+        let bound = bound.map_or(f64::INFINITY, |d| 2.0 * d.as_nanos() as f64 / US);
+        let trials = self.trials(16, 64);
+        let bus = format!("[[bus]]\nkind = \"{}\"\nslaves = 32\n", self.kind.name());
+        // Far enough apart that none waits for the one before.
+        let apart_s = schedule.cycle.as_nanos() as f64 * 2.37 / 1e9;
+        let faults: String = (0..trials)
+            .map(|n| {
+                let (at_s, slave) = (1.0 + apart_s * n as f64, 1 + n * 64 / trials);
+                format!(
+                    "[[fault]]\nkind = \"cell-over-voltage\"\nat_s = {at_s}\nslave = {slave}\ncell = 0\nmv = 4500\n"
+                )
+            })
+            .collect();
+        let text = format!(
+            "name = \"two\"\nseed = {}\nduration_s = {}\n{bus}{bus}[hall]\nanchors = 64\ntags = 1\n{faults}",
+            self.seed,
+            2.0 + apart_s * trials as f64
+        );
+        let scenario = Scenario::parse(Path::new("two"), &text, PathBuf::new());
+        let report = scenario
+            .and_then(World::new)
+            .map(|mut world| world.run(|_| {}));
+        let heard = report.ok().and_then(|mut report| {
+            let trips = report.racks.pop()?.trips;
+            let all = trips.unheard == 0 && trips.count == trials as u64;
+            trips.heard_max_us.filter(|_| all)
+        });
+        let heard = heard.unwrap_or(f64::INFINITY);
+        self.add("trip heard on both of two buses", "us", heard, trials);
+        self.goal(Some(bound));
     }
 
     /// As many slaves as there are seats, in the shortest cycle that has room for them.
@@ -858,5 +901,32 @@ mod tests {
                 assert!(m.joined < slow * 0.5e9 && m.named < slow * 4e9, "{kind:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_trip_is_heard_on_both_of_two_buses_within_the_sum_of_their_bounds() {
+        // A rack is built on the stack, which a test's thread has little of.
+        let thread = std::thread::Builder::new().stack_size(32 << 20);
+        let measure = || {
+            for kind in BusKind::ALL {
+                let mut bench = Bench {
+                    kind,
+                    full: false,
+                    seed: 1,
+                    figures: Vec::new(),
+                };
+                bench.trips_over_two();
+                let figures = std::mem::take(&mut bench.figures);
+                println!(
+                    "{}",
+                    Report {
+                        figures: figures.clone()
+                    }
+                    .to_text()
+                );
+                assert!(figures.iter().all(Figure::holds));
+            }
+        };
+        thread.spawn(measure).unwrap().join().unwrap();
     }
 }
