@@ -576,6 +576,16 @@ impl Core {
         true
     }
 
+    /// The master gave us a seat in the cycle of this number. Whether the SYNCs that we heard were of another session, so that
+    /// the next one need not follow from them.
+    fn forget_other_session(&mut self, now: Instant, number: u8) -> bool {
+        let other = !self.clock.counts_to(now, number, self.schedule.cycle);
+        if other {
+            self.clock = MasterClock::default();
+        }
+        other
+    }
+
     /// A SYNC that passed its check; `now` is its end.
     fn sync(&mut self, now: Instant, sync: &Sync) {
         let first = !self.master_alive(now);
@@ -760,6 +770,16 @@ impl MasterClock {
         let known = known.as_micros().wrapping_sub(early.as_micros());
         let ahead = u64::from(sync.previous_us).wrapping_sub(known) % CLOCK_WRAP;
         ahead <= (early + elapsed + half).as_micros()
+    }
+
+    /// Whether the SYNC of this number can have been on the wire a short while ago.
+    fn counts_to(&self, now: Instant, number: u8, cycle: Duration) -> bool {
+        let Some((at, last)) = self.last else {
+            return true;
+        };
+        let passed = now.since(at).as_nanos().checked_div(cycle.as_nanos());
+        let newest = last.wrapping_add(passed.unwrap_or(0) as u8).wrapping_add(1);
+        newest.wrapping_sub(number) <= WAITED + 1
     }
 
     fn at(&self, now: Instant) -> Option<Instant> {
