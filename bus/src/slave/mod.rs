@@ -84,6 +84,8 @@ struct Core {
     alarm_budget: Budget,
     /// Told to say nothing but summaries.
     isolated: bool,
+    /// Found the bus full since it last had a seat at a SYNC.
+    refused: bool,
     babbling: bool,
     sender: DatagramSender,
     receiver: DatagramReceiver,
@@ -119,6 +121,9 @@ const NOBODY: Uid = Uid::new(1).expect("1 is not 0");
 const ANSWER: Duration = Duration::from_millis(2);
 /// How long a slave keeps away that was refused a seat or told to go.
 const KEEP_AWAY: Duration = Duration::from_millis(1_000);
+/// On CAN who finds the bus full asks once more when whoever was there before it must be given up, hundredths of a slave's
+/// silence. (On RS485 the few places to join are for those who have not asked yet.)
+const FULL: u64 = 110;
 
 impl SlaveLink {
     /// A link without a seat; it starts to claim one at once.
@@ -178,6 +183,7 @@ impl SlaveLink {
                 alarms: Vec::new(),
                 alarm_budget: Budget::new(0, Duration::ZERO),
                 isolated: false,
+                refused: false,
                 babbling: false,
                 sender: DatagramSender::new(),
                 receiver: DatagramReceiver::new(),
@@ -371,6 +377,7 @@ impl SlaveLink {
             alarms,
             alarm_budget,
             isolated,
+            refused,
             babbling,
             sender: _,
             receiver: _,
@@ -401,8 +408,8 @@ impl SlaveLink {
         p.maybe(*heard, schedule.master_silence);
         p.value(seated.map_or(0, |cycle| 1 + u64::from(cycle)));
         p.value(state.is_some().into());
-        let flags = [trip, isolated, babbling].map(|f| u64::from(*f));
-        p.value(flags[0] | flags[1] << 1 | flags[2] << 2);
+        let flags = [trip, isolated, babbling, refused].map(|f| u64::from(*f));
+        p.value(flags[0] | flags[1] << 1 | flags[2] << 2 | flags[3] << 3);
         p.budget(trip_budget);
         p.value(alarms.len() as u64);
         p.budget(alarm_budget);
@@ -531,6 +538,10 @@ impl Core {
             (LeaveReason::DuplicateUid, Seat::Member { .. }) | (_, Seat::Held { .. }) => {}
             (LeaveReason::Silence, Seat::Seeking { .. }) => {}
             (LeaveReason::Silence, _) => self.leave(now, reason, Duration::ZERO),
+            (LeaveReason::Full, _) if self.schedule.can() && !self.refused => {
+                self.refused = true;
+                self.leave(now, reason, part(self.schedule.silence, FULL));
+            }
             _ => self.leave(now, reason, KEEP_AWAY),
         }
     }
@@ -591,6 +602,7 @@ impl Core {
         let first = !self.master_alive(now);
         self.heard = Some(now);
         self.clock.sync(now, sync);
+        self.refused &= self.node().is_none();
         if let Seat::Seeking {
             claim_at,
             attempt,
