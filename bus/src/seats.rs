@@ -41,6 +41,8 @@ const PROBE: u64 = 80;
 const PROBE_AGAIN: u64 = 9;
 /// Times that a member is promptly asked whether it is there, when somebody claims a seat with its id.
 const QUESTIONS: u8 = 2;
+/// A member that has said nothing for so long has missed a turn, hundredths of a cycle.
+const MISSED: u64 = 120;
 /// Signs of life that count while nothing cyclic comes.
 const PROBES: u8 = 8;
 /// RS485: who was silent in so many of its slots, and did not answer as many asks, is gone.
@@ -266,10 +268,14 @@ impl<const SEATS: usize> Seats<SEATS> {
                     // would answer when it is asked, and speaks in every cycle.
                     if challenged.is_none() {
                         *challenged = Some(now + courtesy(schedule));
-                        *told = (0, now);
+                        // A turn missed before is worth a question: where many restarted at once, those take long.
+                        let missed = now.since(seat.heard) > part(schedule.cycle, MISSED);
+                        *told = (missed.into(), now);
                         self.duties.release |= bit(node);
                         self.duties.question |= bit(node);
-                        self.scan_by(now + challenge(schedule));
+                        if schedule.can() {
+                            self.scan_by(now + challenge(schedule));
+                        }
                     }
                     return None;
                 }
@@ -606,6 +612,20 @@ impl<const SEATS: usize> Seats<SEATS> {
         let Some(seat) = self.seats.get_mut(node.index()) else {
             return;
         };
+        // Somebody claimed its seat before, with its id: this slot tells whether it restarted.
+        if let State::Member {
+            challenged: Some(claimed),
+            ..
+        } = seat.state
+            && claimed < since
+            && !ranges
+        {
+            seat.gone |= seat.heard < since;
+            self.scan_by(now);
+        }
+        let Some(seat) = self.seats.get_mut(node.index()) else {
+            return;
+        };
         // Who never was heard in its slot is left to its silence: perhaps two devices speak there at once.
         let member = matches!(seat.state, State::Member { .. }) && seat.joined.is_none();
         if member && seat.heard < since && !(ranges && seat.mute) {
@@ -619,6 +639,22 @@ impl<const SEATS: usize> Seats<SEATS> {
                 seat.gone = true;
                 self.scan_by(now);
             }
+        }
+    }
+
+    /// RS485: a device claims a seat. If it has one, said nothing in its slot of this superframe and did not answer when it
+    /// was asked, then it restarted.
+    pub fn returns(&mut self, now: Instant, uid: Uid) {
+        let node = self.find(uid);
+        let seat = node.and_then(|node| self.seats.get_mut(node.index()));
+        if let Some(seat) = seat
+            && seat.answers
+            && seat.silent > 0
+            && seat.unanswered > 0
+            && matches!(seat.state, State::Member { .. })
+        {
+            seat.gone = true;
+            self.scan_by(now);
         }
     }
 
@@ -802,11 +838,11 @@ impl<const SEATS: usize> Seats<SEATS> {
             return (now + part(schedule.cycle, 25), None);
         }
         let dead_at = seat.heard + silence;
-        let mut next = dead_at;
+        // Who is kept beyond that has other times to be looked at.
+        let mut next = if now < dead_at { dead_at } else { Instant::MAX };
         let mut restarted = false;
         if let Some(since) = *challenged {
             let claimed = since - courtesy(schedule);
-            let at = claimed + challenge(schedule);
             if seat.heard > since {
                 *challenged = None;
                 // That claim may have waited in a mailbox while its sender was given the seat. A second
@@ -817,22 +853,25 @@ impl<const SEATS: usize> Seats<SEATS> {
                 }
                 return (now, None);
             }
-            let again = part(silence, PROBE_AGAIN);
-            let silent = schedule.can() && seat.heard <= claimed;
-            let answered_by = told.1 + again;
-            restarted = now >= at || silent && told.0 >= QUESTIONS && now >= answered_by;
-            if silent && told.0 > 0 && told.0 < QUESTIONS && now >= answered_by {
-                self.duties.question |= bit(node);
-            } else if silent && now < answered_by {
-                next = next.min(answered_by);
+            // On RS485 its next slot tells.
+            if schedule.can() {
+                let at = claimed + challenge(schedule);
+                let silent = seat.heard <= claimed;
+                let answered_by = told.1 + part(silence, PROBE_AGAIN);
+                restarted = now >= at || silent && told.0 >= QUESTIONS && now >= answered_by;
+                if silent && told.0 > 0 && told.0 < QUESTIONS && now >= answered_by {
+                    self.duties.question |= bit(node);
+                } else if silent && now < answered_by {
+                    next = next.min(answered_by);
+                }
+                next = next.min(at);
             }
-            next = next.min(at);
         }
         // On CAN it was asked, and did not answer, unless nothing gets out at all.
         let again = part(silence, PROBE_AGAIN);
         let unanswered = told.0 >= asked(schedule.kind) && now >= told.1 + again;
-        let asked = !schedule.can() || unanswered || now >= dead_at + silence;
-        if restarted || seat.gone || now >= dead_at && asked {
+        let enough = !schedule.can() || unanswered || now >= dead_at + silence;
+        if restarted || seat.gone || now >= dead_at && enough {
             seat.state = State::Vacant { device: *device };
             seat.vacated = Some(now);
             if restarted {
@@ -849,7 +888,10 @@ impl<const SEATS: usize> Seats<SEATS> {
                 *probed = now;
                 *probes = probes.saturating_add(1);
                 self.duties.release |= bit(node);
-                self.duties.question |= bit(node);
+                // Promptly only as often as it counts: others may have to be asked, too.
+                if told.0 < asked(schedule.kind) {
+                    self.duties.question |= bit(node);
+                }
                 next = next.min(now + again);
             } else {
                 next = next.min(probe_at);
@@ -885,10 +927,12 @@ impl<const SEATS: usize> Seats<SEATS> {
         next
     }
 
-    /// Whether nobody says anything cyclic yet: all members there are joined in this cycle.
-    pub fn is_young(&self) -> bool {
+    /// Whether nobody says anything cyclic: all members there are joined in this cycle, or have missed a turn.
+    pub fn is_quiet(&self, now: Instant, schedule: &Schedule) -> bool {
+        let turn = part(schedule.cycle, MISSED);
         self.seats.iter().all(|seat| {
-            !matches!(seat.state, State::Member { .. }) || seat.joined == Some(self.cycle)
+            let member = matches!(seat.state, State::Member { .. });
+            !member || seat.joined == Some(self.cycle) || now.since(seat.heard) > turn
         })
     }
 
@@ -902,9 +946,21 @@ impl<const SEATS: usize> Seats<SEATS> {
         self.duties.question != 0
     }
 
-    /// The next of them.
+    /// The next of them: first those for whose seat somebody waits.
     pub fn next_question(&mut self) -> Option<(NodeId, Uid)> {
-        let node = pop(&mut self.duties.question)?;
+        let claimed = |index: &usize| {
+            let state = self.seats.get(*index).map(|seat| seat.state);
+            let Some(State::Member { challenged, .. }) = state else {
+                return false;
+            };
+            challenged.is_some()
+        };
+        let all = self.duties.question;
+        let claimed = (0..SEATS).filter(claimed);
+        let claimed = claimed.fold(0, |set, index| set | 1 << index) & all;
+        let mut first = if claimed == 0 { all } else { claimed };
+        let node = pop(&mut first)?;
+        self.duties.question &= !bit(node);
         self.duties.release &= !bit(node);
         match self.seats.get(node.index())?.state {
             State::Member { device, .. } => Some((node, device.uid)),
@@ -1221,13 +1277,10 @@ fn courtesy(schedule: &Schedule) -> Duration {
     }
 }
 
-/// A member with whose id somebody claims a seat, and of whom nothing is heard for so long after the
-/// claim, has restarted. On RS485 its slot lies before the place to join.
+/// On CAN: a member with whose id somebody claims a seat, and of whom nothing is heard for so long after the
+/// claim, has restarted.
 fn challenge(schedule: &Schedule) -> Duration {
-    match schedule.can() {
-        true => part(schedule.cycle, 250),
-        false => part(schedule.cycle, 96),
-    }
+    part(schedule.cycle, 250)
 }
 
 /// Classes that slaves count.

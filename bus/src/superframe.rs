@@ -934,14 +934,15 @@ impl Plan {
             false => schedule.cycle,
         };
         let timing = Timing::of(schedule);
-        let start = end - timing.beacon(seats);
+        // Its start may lie before the first instant of a slave that has just been switched on.
+        let orders = timing.head(seats, beacon.orders.into()) - timing.beacon(seats);
         let member = |role: &Role| role.state_len().is_some() && *role != Role::OFFERED;
         let calls = beacon.roles.iter().take(seats.into()).any(member);
         let mut plan = Self {
             timing,
             beacon: end,
             length: cycle,
-            origin: start + timing.head(seats, beacon.orders.into()),
+            origin: end + orders,
             orders: beacon.orders,
             roles: beacon.roles,
             seats,

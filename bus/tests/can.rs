@@ -842,6 +842,24 @@ fn room_that_a_slave_leaves_is_given_to_one_that_was_refused() {
 }
 
 #[test]
+fn who_takes_the_place_of_a_dead_slave_on_a_full_bus_has_a_seat_as_soon_as_that_is_given_up() {
+    for kind in CAN {
+        let schedule = Schedule::for_bus(kind);
+        let fit = |n: usize| analysis::fits(&schedule, std::iter::repeat_n(RACK, n)).is_ok();
+        let most = (0..127).find(|n| !fit(n + 1)).expect("a limit");
+        let mut w = World::with(schedule, 1..=most as u64);
+        w.run_until(ms(500));
+        assert_eq!(w.joined(), most, "{kind:?}");
+        w.slaves[0].on = false;
+        let new = w.plug(200, RACK);
+        w.run_for(Duration::from_millis(100));
+        let full = SlaveEvent::Left(LeaveReason::Full);
+        assert!(w.slaves[new].events.iter().any(|e| e.1 == full), "{kind:?}");
+        assert!(w.slaves[new].link.node().is_some(), "{kind:?}");
+    }
+}
+
+#[test]
 fn slaves_know_the_masters_time() {
     let mut w = rack(BusKind::Can1M);
     w.run_for(Duration::from_millis(500));

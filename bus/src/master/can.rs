@@ -132,10 +132,11 @@ impl<const SEATS: usize> Can<SEATS> {
     fn handle_extended(&mut self, core: &mut Core<SEATS>, now: Instant, frame: &CanFrame) {
         match join::decode(frame) {
             Some(Extended::Claim { uid, prompt }) => {
-                let node = core.seats.claim(now, &core.schedule, uid);
-                let young = core.seats.is_young();
-                let prompt = prompt && (young || self.prompt_budget.take(now));
-                if let Some(node) = node.filter(|_| prompt) {
+                // Who is a member already is asked instead, which takes from the same budget.
+                if let Some(node) = core.seats.claim(now, &core.schedule, uid)
+                    && prompt
+                    && self.may_be_prompt(core, now)
+                {
                     core.seats.answer_promptly(node);
                 }
             }
@@ -150,8 +151,7 @@ impl<const SEATS: usize> Can<SEATS> {
                     && !core.admits(core.census(), uid, description.capabilities)
                 {
                     core.seats.turn_away(now, node);
-                    let prompt = core.seats.is_young() || self.prompt_budget.take(now);
-                    if !prompt || self.turned_away.push_back(uid).is_err() {
+                    if !self.may_be_prompt(core, now) || self.turned_away.push_back(uid).is_err() {
                         core.seats.refuse(uid, LeaveReason::Full);
                     }
                     return;
@@ -168,9 +168,12 @@ impl<const SEATS: usize> Can<SEATS> {
     }
 
     pub(super) fn poll_timeout(&self, core: &Core<SEATS>) -> Option<Instant> {
-        self.order_budget
-            .next()
-            .filter(|_| !core.commands.is_empty())
+        let prompt = core.seats.has_questions() || core.seats.has_hurry();
+        let commands = !core.commands.is_empty();
+        crate::slave::earliest([
+            self.order_budget.next().filter(|_| commands),
+            self.prompt_budget.next().filter(|_| prompt),
+        ])
     }
 
     pub(super) fn poll(
@@ -191,18 +194,19 @@ impl<const SEATS: usize> Can<SEATS> {
             Mailbox::Urgent => self.poll_urgent(core, now),
             // A mailbox of its own: in the last one a datagram may wait for everything cyclic.
             Mailbox::Cyclic => {
-                if core.seats.has_hurry() && self.prompt_budget.take(now) {
-                    core.seats.hurry();
-                }
                 if let Some(uid) = self.turned_away.pop_front() {
                     return join::release(None, Some(uid), LeaveReason::Full, true);
                 }
                 if core.seats.has_questions()
-                    && self.prompt_budget.take(now)
+                    && self.may_be_prompt(core, now)
                     && let Some((node, uid)) = core.seats.next_question()
                 {
                     self.assigning = Some(node);
                     return join::release(Some(node), Some(uid), LeaveReason::Silence, true);
+                }
+                // Without that an assignment goes by the other mailbox.
+                if core.seats.has_hurry() && self.may_be_prompt(core, now) {
+                    core.seats.hurry();
                 }
                 let (node, uid) = core.seats.next_prompt(now, &core.schedule)?;
                 self.assigning = Some(node);
@@ -211,6 +215,11 @@ impl<const SEATS: usize> Can<SEATS> {
             Mailbox::Management => poll_management(core, now),
             Mailbox::Trip => None,
         }
+    }
+
+    /// Prompt frames may not push cyclic data over its bounds, while there is any.
+    fn may_be_prompt(&mut self, core: &Core<SEATS>, now: Instant) -> bool {
+        core.seats.is_quiet(now, &core.schedule) || self.prompt_budget.take(now)
     }
 
     fn poll_urgent(&mut self, core: &mut Core<SEATS>, now: Instant) -> Option<CanFrame> {

@@ -568,6 +568,9 @@ impl<const SEATS: usize> Serial<SEATS> {
         let schedule = core.schedule;
         // As much as the analysis allows: one slot more than fits would push the others over the end.
         let new = !core.seats.has_slots(uid);
+        self.examine(core, now);
+        core.seats.returns(now, uid);
+        core.scan(now);
         let capabilities = description.capabilities;
         if new && !core.admits(self.census, uid, capabilities) {
             let reason = LeaveReason::Full;

@@ -247,6 +247,9 @@ impl Can {
             core.heard = core.heard.max(Some(now));
             core.seated = Some(cycle);
             if was != Some(node) {
+                if core.forget_other_session(now, cycle) {
+                    self.sync = Receiver::Nothing;
+                }
                 self.reset();
                 self.orders = Receiver::Nothing;
                 self.orders_to_all = Receiver::Nothing;

@@ -84,6 +84,8 @@ struct Core {
     alarm_budget: Budget,
     /// Told to say nothing but summaries.
     isolated: bool,
+    /// Found the bus full since it last had a seat at a SYNC.
+    refused: bool,
     babbling: bool,
     sender: DatagramSender,
     receiver: DatagramReceiver,
@@ -119,6 +121,9 @@ const NOBODY: Uid = Uid::new(1).expect("1 is not 0");
 const ANSWER: Duration = Duration::from_millis(2);
 /// How long a slave keeps away that was refused a seat or told to go.
 const KEEP_AWAY: Duration = Duration::from_millis(1_000);
+/// On CAN who finds the bus full asks once more when whoever was there before it must be given up, hundredths of a slave's
+/// silence. (On RS485 the few places to join are for those who have not asked yet.)
+const FULL: u64 = 110;
 
 impl SlaveLink {
     /// A link without a seat; it starts to claim one at once.
@@ -178,6 +183,7 @@ impl SlaveLink {
                 alarms: Vec::new(),
                 alarm_budget: Budget::new(0, Duration::ZERO),
                 isolated: false,
+                refused: false,
                 babbling: false,
                 sender: DatagramSender::new(),
                 receiver: DatagramReceiver::new(),
@@ -371,6 +377,7 @@ impl SlaveLink {
             alarms,
             alarm_budget,
             isolated,
+            refused,
             babbling,
             sender: _,
             receiver: _,
@@ -401,8 +408,8 @@ impl SlaveLink {
         p.maybe(*heard, schedule.master_silence);
         p.value(seated.map_or(0, |cycle| 1 + u64::from(cycle)));
         p.value(state.is_some().into());
-        let flags = [trip, isolated, babbling].map(|f| u64::from(*f));
-        p.value(flags[0] | flags[1] << 1 | flags[2] << 2);
+        let flags = [trip, isolated, babbling, refused].map(|f| u64::from(*f));
+        p.value(flags[0] | flags[1] << 1 | flags[2] << 2 | flags[3] << 3);
         p.budget(trip_budget);
         p.value(alarms.len() as u64);
         p.budget(alarm_budget);
@@ -531,6 +538,10 @@ impl Core {
             (LeaveReason::DuplicateUid, Seat::Member { .. }) | (_, Seat::Held { .. }) => {}
             (LeaveReason::Silence, Seat::Seeking { .. }) => {}
             (LeaveReason::Silence, _) => self.leave(now, reason, Duration::ZERO),
+            (LeaveReason::Full, _) if self.schedule.can() && !self.refused => {
+                self.refused = true;
+                self.leave(now, reason, part(self.schedule.silence, FULL));
+            }
             _ => self.leave(now, reason, KEEP_AWAY),
         }
     }
@@ -576,11 +587,22 @@ impl Core {
         true
     }
 
+    /// The master gave us a seat in the cycle of this number. Whether the SYNCs that we heard were of another session, so that
+    /// the next one need not follow from them.
+    fn forget_other_session(&mut self, now: Instant, number: u8) -> bool {
+        let other = !self.clock.counts_to(now, number, self.schedule.cycle);
+        if other {
+            self.clock = MasterClock::default();
+        }
+        other
+    }
+
     /// A SYNC that passed its check; `now` is its end.
     fn sync(&mut self, now: Instant, sync: &Sync) {
         let first = !self.master_alive(now);
         self.heard = Some(now);
         self.clock.sync(now, sync);
+        self.refused &= self.node().is_none();
         if let Seat::Seeking {
             claim_at,
             attempt,
@@ -760,6 +782,16 @@ impl MasterClock {
         let known = known.as_micros().wrapping_sub(early.as_micros());
         let ahead = u64::from(sync.previous_us).wrapping_sub(known) % CLOCK_WRAP;
         ahead <= (early + elapsed + half).as_micros()
+    }
+
+    /// Whether the SYNC of this number can have been on the wire a short while ago.
+    fn counts_to(&self, now: Instant, number: u8, cycle: Duration) -> bool {
+        let Some((at, last)) = self.last else {
+            return true;
+        };
+        let passed = now.since(at).as_nanos().checked_div(cycle.as_nanos());
+        let newest = last.wrapping_add(passed.unwrap_or(0) as u8).wrapping_add(1);
+        newest.wrapping_sub(number) <= WAITED + 1
     }
 
     fn at(&self, now: Instant) -> Option<Instant> {

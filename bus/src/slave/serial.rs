@@ -22,7 +22,9 @@ use crate::superframe::{
 use heapless::Deque;
 use helio_units::{Duration, Instant, NodeId, TagId};
 
-/// Who was not heard in its first slots keeps away for up to twice as long, and doubles it.
+/// Who was not heard in its first slots claims in one of `1 << SCATTER` places, so as not to meet again a device with its id.
+const SCATTER: u32 = 3;
+/// The second time it also keeps away for up to twice as long, and then doubles it.
 const UNHEARD: Duration = Duration::from_millis(50);
 /// Ranges are taken so long before the first slot for them.
 pub(crate) const RANGING: Duration = Duration::from_micros(300);
@@ -52,6 +54,8 @@ pub(super) struct Serial {
     /// It has asked whether we are there; the answer needs no plan.
     here_at: Option<Instant>,
     claiming: Option<Claiming>,
+    /// We have claimed in this superframe and heard no answer in time.
+    unanswered: bool,
     /// Next minislot in which to show a trip, and how many are left.
     trip: Option<(Instant, u8)>,
     /// The alarm of the last frame; it is said twice, as nobody repeats a lost frame.
@@ -109,6 +113,7 @@ impl Serial {
             answer: None,
             here_at: None,
             claiming: None,
+            unanswered: false,
             trip: None,
             told: None,
             numbers: Numbers::new(),
@@ -219,11 +224,15 @@ impl Serial {
         {
             let (_, cycle) = core.clock.last.unwrap_or_default();
             let hash = core.noise(cycle.into());
+            let mut depth = u32::from(plan.depth.min(31));
+            if self.unheard > 0 {
+                depth = depth.max(SCATTER.min(plan.joins.checked_ilog2().unwrap_or(0)));
+            }
             self.claiming = Some(Claiming {
                 slot: 0,
-                turns: hash as u32 & ((1 << plan.depth.min(31)) - 1),
+                turns: hash as u32 & ((1 << depth) - 1),
                 hash,
-                bit: plan.depth.into(),
+                bit: depth,
                 spoken: false,
                 heard: Heard::Nothing,
             });
@@ -239,6 +248,7 @@ impl Serial {
         self.dismissed_at = None;
         self.answer = None;
         self.claiming = None;
+        self.unanswered = false;
         self.call_at = None;
         self.called = false;
     }
@@ -263,8 +273,11 @@ impl Serial {
                 self.told = None;
                 core.join(node);
             }
-            // Somebody else has asked with our id.
-            Answer::Assign { uid, .. } if uid == core.uid && core.node().is_none() => {
+            // Somebody else has asked with our id. Where we missed a beacon, of a master that restarted, it may
+            // be the answer to our claim in what was another slot for the master: then we ask again.
+            Answer::Assign { uid, .. }
+                if uid == core.uid && core.node().is_none() && !self.unanswered =>
+            {
                 core.released(now, LeaveReason::DuplicateUid);
             }
             Answer::Assign { node, uid } if uid != core.uid && core.node() == Some(node) => {
@@ -309,9 +322,10 @@ impl Serial {
                 // there too, and is not to meet us again.
                 let early = !self.missed && now.since(self.joined) < core.schedule.cycle * 5;
                 self.unheard = if early { (self.unheard + 1).min(4) } else { 0 };
-                let limit = UNHEARD * (1 << self.unheard);
-                let hold = core.random(now.as_nanos(), limit);
-                let hold = if early { hold } else { Duration::ZERO };
+                let hold = match self.unheard {
+                    0 | 1 => Duration::ZERO,
+                    n => core.random(now.as_nanos(), UNHEARD * (1 << (n - 1))),
+                };
                 core.leave(now, LeaveReason::Silence, hold);
                 // Places to join are still to come.
                 self.start_claiming(core, now);
@@ -544,7 +558,10 @@ impl Serial {
                 }
                 (Heard::Split, false) => claiming.turns += 1,
                 // Our answer is lost: leave the others in order and wait for the next beacon.
-                (_, true) => return self.claiming = None,
+                (_, true) => {
+                    self.unanswered = true;
+                    return self.claiming = None;
+                }
                 (_, false) => claiming.turns = claiming.turns.saturating_sub(1),
             }
         }
