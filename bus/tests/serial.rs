@@ -1034,6 +1034,27 @@ fn a_duplicate_is_named_and_gets_no_seat() {
 }
 
 #[test]
+fn a_member_that_restarts_has_its_seat_again_in_the_first_superframe_that_it_hears() {
+    for kind in KINDS {
+        let cycle = Schedule::for_bus(kind).cycle;
+        let mut l = rack(kind);
+        // All have shown that they answer.
+        l.run_for(cycle * 24);
+        for turn in 0..8 {
+            l.run_for(cycle * 4 + Duration::from_nanos(cycle.as_nanos() / 8 * turn));
+            let old = turn as usize;
+            let seat = l.slaves[old].link.node().expect("seated");
+            l.slaves[old].on = false;
+            let new = l.plug(turn + 1, RACK);
+            l.run_for(cycle * 2);
+            assert_eq!(l.slaves[new].link.node(), Some(seat), "{kind:?} {turn}");
+        }
+        let named = |e: &MasterEvent| matches!(e, MasterEvent::Duplicate { .. });
+        assert_eq!(l.count(named), 0, "{kind:?}");
+    }
+}
+
+#[test]
 fn two_of_one_uid_that_start_together_do_not_both_stay() {
     for kind in KINDS {
         let mut l = Line::new(kind, [1, 2, 3, 3]);

@@ -273,10 +273,13 @@ impl Serial {
                 self.told = None;
                 core.join(node);
             }
-            // Somebody else has asked with our id. Where we missed a beacon, of a master that restarted, it may
-            // be the answer to our claim in what was another slot for the master: then we ask again.
+            // Somebody else has asked with our id. Not so if it may be the answer to a claim of our own: before we restarted,
+            // or in what was another slot for the master, as it restarted and we missed its beacon. Then we ask again.
             Answer::Assign { uid, .. }
-                if uid == core.uid && core.node().is_none() && !self.unanswered =>
+                if uid == core.uid
+                    && core.node().is_none()
+                    && self.plan.is_some()
+                    && !self.unanswered =>
             {
                 core.released(now, LeaveReason::DuplicateUid);
             }

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A schedule runs a few slaves for at most [`FAULTS`] with up to six faults, then repairs everything
-//! and judges: master and slaves agree again, each slave that did nothing wrong itself soon, the
-//! others when their penalty is over; a trip is heard, once; a message was never taken for another
+//! and judges: master and slaves agree again, each slave that did nothing wrong itself within 100 ms (on `rs485-115k`
+//! eight superframes), the others when their penalty is over; a trip is heard, once; a message was never taken for another
 //! device's; the master's table was never ambiguous.
 
 use std::sync::Mutex;
@@ -31,6 +31,9 @@ use crate::report::quantile;
 pub const FAULTS: Duration = Duration::from_millis(300);
 /// A slave that did nothing wrong is a member again so soon after the last fault.
 pub const BACK: Duration = Duration::from_millis(100);
+/// On `rs485-115k`, whose superframe takes almost as long as that, after so many of them: three, and one more for each of
+/// up to five that join at once, as there are few places to join.
+pub const BACK_SUPERFRAMES: u64 = 8;
 /// Who is not back by then never will be.
 const NEVER: Duration = Duration::from_secs(10);
 /// How often membership is looked at.
@@ -118,7 +121,9 @@ pub struct BusFigures {
     pub schedules: u64,
     /// From the last fault until every slave without guilt is back: median, 99 %, 99.99 %, worst.
     pub back_ms: [f64; 4],
-    /// Schedules in which that took longer than 100 ms.
+    /// The longest that it may take: [`BACK`], or [`BACK_SUPERFRAMES`].
+    pub limit_ms: f64,
+    /// Schedules in which it took longer.
     pub late: u64,
     /// Seeds of the first of them.
     pub late_seeds: Vec<u64>,
@@ -147,14 +152,14 @@ impl Report {
     /// Text for people.
     pub fn to_text(&self) -> String {
         let mut text = format!(
-            "{:<10} {:>9} {:>8} {:>8} {:>8} {:>8} {:>7} {:>9}   slowest\n",
-            "bus", "schedules", "p50 ms", "p99", "p99.99", "worst", "late", "penalty"
+            "{:<10} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>9}   slowest\n",
+            "bus", "schedules", "p50 ms", "p99", "p99.99", "worst", "limit", "late", "penalty"
         );
         for b in &self.buses {
             let [p50, p99, p9999, worst] = b.back_ms;
             text += &format!(
-                "{:<10} {:>9} {p50:>8.0} {p99:>8.0} {p9999:>8.0} {worst:>8.0} {:>7} {:>9.0}   {}\n",
-                b.bus, b.schedules, b.late, b.penalty_ms, b.slowest
+                "{:<10} {:>9} {p50:>8.0} {p99:>8.0} {p9999:>8.0} {worst:>8.0} {:>8.0} {:>7} {:>9.0}   {}\n",
+                b.bus, b.schedules, b.limit_ms, b.late, b.penalty_ms, b.slowest
             );
         }
         text += &format!(
@@ -207,20 +212,19 @@ pub fn run(plan: &Plan, progress: impl Fn(u64) + Sync) -> Report {
         let of_bus = || shown.iter().filter(|(seed, _)| bus_of(plan, *seed) == kind);
         let mut back: Vec<f64> = of_bus().map(|(_, s)| s.back_ms).collect();
         let slowest = of_bus().max_by(|a, b| a.1.back_ms.total_cmp(&b.1.back_ms));
+        let limit_ms = limit(kind).as_nanos() as f64 / 1e6;
         let quantiles =
             [0.5, 0.99, 0.9999, 1.0].map(|q| quantile(&mut back, q).unwrap_or_default());
         report.buses.push(BusFigures {
             bus: kind.name(),
             schedules: back.len() as u64,
             back_ms: quantiles,
-            late: back
-                .iter()
-                .filter(|ms| **ms > BACK.as_millis() as f64)
-                .count() as u64,
+            limit_ms,
+            late: back.iter().filter(|ms| **ms > limit_ms).count() as u64,
             late_seeds: of_bus()
-                .filter(|(_, s)| s.back_ms > BACK.as_millis() as f64)
+                .filter(|(_, s)| s.back_ms > limit_ms)
                 .map(|(seed, _)| *seed)
-                .take(200)
+                .take(20)
                 .collect(),
             slowest: slowest.map_or_else(String::new, |(seed, _)| replay(kind, *seed)),
             penalty_ms: of_bus()
@@ -244,6 +248,22 @@ pub fn run(plan: &Plan, progress: impl Fn(u64) + Sync) -> Report {
 fn bus_of(plan: &Plan, seed: u64) -> BusKind {
     let turn = (seed % plan.buses.len().max(1) as u64) as usize;
     plan.buses.get(turn).copied().unwrap_or(BusKind::Can1M)
+}
+
+/// Few slaves: a cycle that is short for that bus.
+fn schedule_of(kind: BusKind) -> Schedule {
+    match Schedule::for_bus(kind) {
+        slow if kind == BusKind::Rs485At115k => slow.with_cycle(Duration::from_millis(90)),
+        usual => usual,
+    }
+}
+
+/// How soon who did nothing wrong is to be back.
+fn limit(kind: BusKind) -> Duration {
+    match kind {
+        BusKind::Rs485At115k => schedule_of(kind).cycle * BACK_SUPERFRAMES,
+        _ => BACK,
+    }
 }
 
 fn replay(kind: BusKind, seed: u64) -> String {
@@ -308,11 +328,7 @@ impl Trial {
             }
         });
         let plan = NetPlan {
-            schedule: match Schedule::for_bus(kind) {
-                // Few slaves: a cycle that is short for that bus.
-                slow if kind == BusKind::Rs485At115k => slow.with_cycle(Duration::from_millis(90)),
-                usual => usual,
-            },
+            schedule: schedule_of(kind),
             slaves: slaves.collect(),
             seed,
             crystal_ppm: 50.0,
@@ -673,10 +689,11 @@ mod tests {
             (Rs485At4M, 31_013_285, "the same"),
             (Rs485At1M, 31_000_040, "switched on during a beacon"),
             (Rs485At1M, 31_001_925, "claimed while the master restarted"),
+            (Rs485At115k, 36_001_269, "restarted between claim and answer"),
         ] {
             let shown = Trial::new(kind, seed).run();
             assert_eq!(shown.wrong, None, "{why}: {}", replay(kind, seed));
-            let in_time = shown.back_ms <= BACK.as_millis() as f64;
+            let in_time = shown.back_ms <= limit(kind).as_millis() as f64;
             assert!(in_time, "{why}: {} {}", shown.back_ms, replay(kind, seed));
         }
     }
