@@ -593,6 +593,9 @@ impl Trial {
         if self.wrong.is_none() {
             self.judge_trip();
         }
+        if self.wrong.is_none() {
+            self.judge_datagrams();
+        }
         shown.wrong = self.wrong.take();
         shown
     }
@@ -618,6 +621,42 @@ impl Trial {
         }
         if !self.net.agrees() && self.wrong.is_none() {
             self.wrong = Some("a trip costs a seat".into());
+        }
+    }
+
+    /// Two datagrams at once, one each way, arrive as they were sent, whatever was under way before.
+    fn judge_datagrams(&mut self) {
+        let i = self.net.units.len() - 1;
+        let Some(node) = self.net.units[i].link.node() else {
+            return;
+        };
+        let cycle = self.net.master.schedule().cycle;
+        let patience = self.net.now + (cycle * 200).max(Duration::from_secs(3));
+        let (question, own) = ([0x3c; 60], [0xc3; 90]);
+        let (mut asked, mut told) = (false, false);
+        let (mut heard, mut came) = (false, false);
+        while !(heard && came) && self.wrong.is_none() {
+            // What is left of faults is read first.
+            while let Some((from, datagram)) = self.net.master.datagram() {
+                came |= told && from == node && datagram == own;
+            }
+            while let Some(datagram) = self.net.units[i].link.datagram() {
+                heard |= asked && datagram == question;
+            }
+            if !asked {
+                let sent = self.net.ask_master(|m, _| m.send_datagram(node, &question));
+                asked = sent.is_ok();
+            }
+            if !told {
+                let sent = self.net.ask(i, |link, _| link.send_datagram(&own));
+                told = sent.is_ok();
+            }
+            let next = self.net.now + cycle;
+            self.live_until(next);
+            if self.net.now > patience {
+                let way = if heard { "to the master" } else { "to a slave" };
+                self.wrong = Some(format!("a datagram {way} is not heard"));
+            }
         }
     }
 }
@@ -689,7 +728,11 @@ mod tests {
             (Rs485At4M, 31_013_285, "the same"),
             (Rs485At1M, 31_000_040, "switched on during a beacon"),
             (Rs485At1M, 31_001_925, "claimed while the master restarted"),
-            (Rs485At115k, 36_001_269, "restarted between claim and answer"),
+            (
+                Rs485At115k,
+                36_001_269,
+                "restarted between claim and answer",
+            ),
         ] {
             let shown = Trial::new(kind, seed).run();
             assert_eq!(shown.wrong, None, "{why}: {}", replay(kind, seed));
