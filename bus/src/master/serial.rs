@@ -10,7 +10,7 @@
 
 use super::{Core, OrderCounters};
 use crate::Schedule;
-use crate::analysis::{Census, JOINS};
+use crate::analysis::JOINS;
 use crate::join::Description;
 use crate::message::*;
 use crate::segment::Numbers;
@@ -59,8 +59,6 @@ pub(super) struct Serial<const SEATS: usize> {
     split: bool,
     /// There were more claims than join slots can resolve in one superframe.
     crowded: bool,
-    /// Who has, or will have, slots.
-    census: Census,
     depth: u8,
     numbers: [Numbers; SEATS],
     /// Our clock at the end of the last beacon, µs.
@@ -105,7 +103,6 @@ impl<const SEATS: usize> Serial<SEATS> {
             groups: (0, 0),
             split: false,
             crowded: false,
-            census: Census::NONE,
             depth: 0,
             numbers: [const { Numbers::new() }; SEATS],
             previous_us: 0,
@@ -428,7 +425,6 @@ impl<const SEATS: usize> Serial<SEATS> {
     fn compose_beacon(&mut self, core: &mut Core<SEATS>, now: Instant) -> Bytes {
         let schedule = core.schedule;
         self.examine(core, now);
-        self.census = core.census();
         let mut roles = [Role::default(); 127];
         let mut members = false;
         for index in 0..schedule.seats {
@@ -572,17 +568,13 @@ impl<const SEATS: usize> Serial<SEATS> {
         core.seats.returns(now, uid);
         core.scan(now);
         let capabilities = description.capabilities;
-        if new && !core.admits(self.census, uid, capabilities) {
+        // Whose predecessor, or former life, was given up in this superframe takes that place.
+        if new && !core.admits(core.census(), uid, capabilities) {
             let reason = LeaveReason::Full;
             return Some(Answer::Release { uid, reason });
         }
         match core.seats.claim_described(now, &schedule, uid, description) {
-            Ok(node) => {
-                if new {
-                    self.census = self.census.with(capabilities);
-                }
-                Some(Answer::Assign { node, uid })
-            }
+            Ok(node) => Some(Answer::Assign { node, uid }),
             Err(Some(reason)) => Some(Answer::Release { uid, reason }),
             Err(None) => None,
         }
