@@ -549,6 +549,8 @@ impl<const SEATS: usize> Seats<SEATS> {
             }
             State::Free | State::Vacant { .. } => {
                 self.duties.release |= bit(node);
+                // Whoever was given up has not heard of it: for as long as it may not, nobody else sits down there.
+                seat.vacated = seat.vacated.map(|at| at.max(now));
                 return Heard::Stranger;
             }
         };
@@ -564,6 +566,15 @@ impl<const SEATS: usize> Seats<SEATS> {
             seat.frames = 0;
             seat.states = 0;
             seat.alarms = 0;
+        }
+        let place = receiver_of(class);
+        let Some(receiver) = place.and_then(|place| seat.receivers.get_mut(place)) else {
+            return Heard::Stranger;
+        };
+        let verdict = receiver.check(counter.0, counter.1);
+        // A controller repeats a frame in whose last bits it saw an error, though we may have had it: that is no babbling.
+        if verdict == Verdict::Repeated {
+            return Heard::Fault(E2eFault::Repeated);
         }
         // In one of our cycles an honest slave speaks at most twice, once late and once in time.
         let nominal = schedule.frames_per_cycle(device.capabilities);
@@ -589,11 +600,7 @@ impl<const SEATS: usize> Seats<SEATS> {
         if babbles {
             return Heard::Babble;
         }
-        let place = receiver_of(class);
-        let Some(receiver) = place.and_then(|place| seat.receivers.get_mut(place)) else {
-            return Heard::Stranger;
-        };
-        match receiver.check(counter.0, counter.1) {
+        match verdict {
             Verdict::Fresh { lost } => {
                 seat.heard = now;
                 (seat.silent, seat.unanswered, seat.gone) = (0, 0, false);

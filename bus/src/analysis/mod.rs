@@ -334,18 +334,6 @@ pub struct Census {
 }
 
 impl Census {
-    /// Nobody.
-    pub const NONE: Self = Self {
-        slaves: 0,
-        detailed: 0,
-        details: 0,
-        most_details: 0,
-        pairs: 0,
-        ranging: 0,
-        many: 0,
-        most_pairs: 0,
-    };
-
     /// One slave more.
     #[must_use]
     pub fn with(mut self, c: Capabilities) -> Self {
