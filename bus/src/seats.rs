@@ -41,6 +41,8 @@ const PROBE: u64 = 80;
 const PROBE_AGAIN: u64 = 9;
 /// Times that a member is promptly asked whether it is there, when somebody claims a seat with its id.
 const QUESTIONS: u8 = 2;
+/// While summaries come, the next one is no longer away, hundredths of a cycle.
+const PASS: u64 = 3;
 /// A member that has said nothing for so long has missed a turn, hundredths of a cycle.
 const MISSED: u64 = 120;
 /// Signs of life that count while nothing cyclic comes.
@@ -180,6 +182,52 @@ pub struct Seats<const SEATS: usize> {
     pub cycle: u8,
     /// Anchors range now, so their slaves speak twice per cycle.
     pub ranging: bool,
+    pass: Pass,
+}
+
+/// Summaries come in the order of seats.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    /// In which cycle they came last.
+    cycle: u8,
+    /// The highest seat of them.
+    highest: u8,
+    /// When the first and the newest came.
+    since: Instant,
+    at: Instant,
+    /// When the first of the pass before came.
+    before: Instant,
+}
+
+impl Pass {
+    const NONE: Self = Self {
+        cycle: 0,
+        highest: 0,
+        since: Instant::ZERO,
+        at: Instant::ZERO,
+        before: Instant::ZERO,
+    };
+
+    /// A summary came.
+    fn hear(&mut self, now: Instant, cycle: u8, node: NodeId) {
+        if self.cycle != cycle {
+            *self = Self {
+                cycle,
+                highest: 0,
+                since: now,
+                at: now,
+                before: self.since,
+            };
+        }
+        self.highest = self.highest.max(node.get());
+        self.at = now;
+    }
+
+    /// Whether it was this one's turn since it was heard.
+    fn missed(&self, now: Instant, schedule: &Schedule, node: NodeId, heard: Instant) -> bool {
+        let over = self.highest > node.get() || now.since(self.at) >= part(schedule.cycle, PASS);
+        heard < self.before || heard < self.since && over
+    }
 }
 
 const EMPTY: Seat = Seat {
@@ -219,6 +267,7 @@ impl<const SEATS: usize> Seats<SEATS> {
             scan_at: Instant::ZERO,
             cycle: 0,
             ranging: false,
+            pass: Pass::NONE,
         }
     }
 
@@ -604,8 +653,10 @@ impl<const SEATS: usize> Seats<SEATS> {
             Verdict::Fresh { lost } => {
                 seat.heard = now;
                 (seat.silent, seat.unanswered, seat.gone) = (0, 0, false);
-                if matches!(class, class::RANGES | class::ALL_RANGES) {
-                    seat.mute = false;
+                match class {
+                    class::RANGES | class::ALL_RANGES => seat.mute = false,
+                    class::SUMMARY | class::STATE => self.pass.hear(now, self.cycle, node),
+                    _ => {}
                 }
                 Heard::Fresh(lost)
             }
@@ -876,7 +927,11 @@ impl<const SEATS: usize> Seats<SEATS> {
         }
         // On CAN it was asked, and did not answer, unless nothing gets out at all.
         let again = part(silence, PROBE_AGAIN);
-        let unanswered = told.0 >= asked(schedule.kind) && now >= told.1 + again;
+        // Who missed its turn needs one question less.
+        let missed = self.pass.missed(now, schedule, node, seat.heard);
+        let asked = asked(schedule.kind);
+        let asked = if missed { asked.min(1) } else { asked };
+        let unanswered = told.0 >= asked && now >= told.1 + again;
         let enough = !schedule.can() || unanswered || now >= dead_at + silence;
         if restarted || seat.gone || now >= dead_at && enough {
             seat.state = State::Vacant { device: *device };
@@ -896,7 +951,7 @@ impl<const SEATS: usize> Seats<SEATS> {
                 *probes = probes.saturating_add(1);
                 self.duties.release |= bit(node);
                 // Promptly only as often as it counts: others may have to be asked, too.
-                if told.0 < asked(schedule.kind) {
+                if told.0 < asked {
                     self.duties.question |= bit(node);
                 }
                 next = next.min(now + again);
@@ -1158,6 +1213,17 @@ impl<const SEATS: usize> Seats<SEATS> {
     /// Who sits where, and what is to be said about it.
     #[cfg(feature = "model")]
     pub fn print(&self, p: &mut crate::model::Print, schedule: &Schedule) {
+        let Pass {
+            cycle,
+            highest,
+            since,
+            at,
+            before,
+        } = self.pass;
+        p.value(u64::from(cycle == self.cycle) << 8 | u64::from(highest));
+        for at in [since, at, before] {
+            p.time(at, schedule.cycle * 2);
+        }
         let silence = schedule.silence.max(schedule.ranging_silence) * 2;
         let device = |p: &mut crate::model::Print, d: &Device| {
             let c = d.capabilities;

@@ -289,7 +289,7 @@ impl Can {
         self.waiting = Some((now + core.schedule.sample_grace, now));
         self.range = match sync.tag {
             Some(tag) if core.capabilities.anchors > 0 && !core.isolated => {
-                Some((now + core.schedule.ranges_phase, tag))
+                Some((now + core.clock.stretch(core.schedule.ranges_phase), tag))
             }
             _ => None,
         };

@@ -731,13 +731,23 @@ struct MasterClock {
     last: Option<(Instant, u8)>,
     /// The same instant on our clock and, in µs, on the master's.
     pair: Option<(Instant, u64)>,
+    /// Older ones, the oldest first: they tell how our crystal differs from the master's.
+    older: [Option<(Instant, u64)>; 2],
 }
+
+/// Pairs so far apart tell it to some parts per million, as each is known to a microsecond.
+const BASELINE: Duration = Duration::from_millis(500);
+/// Less tells nothing.
+const LEAST_BASELINE: Duration = Duration::from_millis(100);
+/// No two crystals differ by more, parts per million: the master's clock was set.
+const MOST_PPM: i64 = 500;
 
 impl MasterClock {
     const fn new() -> Self {
         Self {
             last: None,
             pair: None,
+            older: [None; 2],
         }
     }
 
@@ -756,6 +766,10 @@ impl MasterClock {
                 expected.wrapping_sub(WRAP - ahead)
             };
             self.pair = Some((at, us));
+            match self.older {
+                [_, Some((since, _))] if at.since(since) < BASELINE => {}
+                [_, newer] => self.older = [newer.or(self.pair), self.pair],
+            }
         }
         self.last = Some((now, sync.cycle));
     }
@@ -794,6 +808,25 @@ impl MasterClock {
         newest.wrapping_sub(number) <= WAITED + 1
     }
 
+    /// A span of the master's, on our clock.
+    fn stretch(&self, span: Duration) -> Duration {
+        let more = self.drift(span).unwrap_or(0);
+        Duration::from_nanos(span.as_nanos().saturating_add_signed(more))
+    }
+
+    /// By how many nanoseconds our crystal is ahead after so long, if that is known.
+    fn drift(&self, span: Duration) -> Option<i64> {
+        let ((at, us), (since, from)) = self.pair.zip(self.older[0])?;
+        let ours = at.since(since);
+        let master = i64::try_from(us.checked_sub(from)?.checked_mul(1_000)?).ok()?;
+        let ahead = i64::try_from(ours.as_nanos()).ok()? - master;
+        if ours < LEAST_BASELINE || ahead.abs() > master / 1_000_000 * MOST_PPM {
+            return None;
+        }
+        let span = i64::try_from(span.as_nanos()).ok()?;
+        ahead.checked_mul(span)?.checked_div(master)
+    }
+
     fn at(&self, now: Instant) -> Option<Instant> {
         let (local, us) = self.pair?;
         let master = Instant::from_micros(us);
@@ -808,6 +841,35 @@ impl MasterClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_span_of_the_masters_is_stretched_by_what_our_crystal_is_off() {
+        for (ppm, cycle_us) in [
+            (-100i64, 10_000u64),
+            (73, 20_000),
+            (100, 264_000),
+            (0, 28_100),
+        ] {
+            let mut clock = MasterClock::default();
+            let ours = |us: u64| us * 1_000_000u64.saturating_add_signed(ppm) / 1_000;
+            let local = |us: u64| Instant::from_nanos(ours(us));
+            for n in 0..3_000_000 / cycle_us {
+                let sync = Sync {
+                    cycle: n as u8,
+                    tag: None,
+                    previous_us: (n.saturating_sub(1) * cycle_us + 7_777) as u32,
+                };
+                clock.sync(local(1_000_000 + n * cycle_us), &sync);
+            }
+            let stretched = clock.stretch(Duration::from_millis(200));
+            let wrong = stretched.as_nanos().abs_diff(ours(200_000));
+            assert!(wrong < 1_000, "{ppm} {cycle_us}: {wrong} ns");
+            // The master's clock is set: nothing is known until that is some time ago.
+            clock.pair = clock.pair.map(|(at, us)| (at, us + 60_000));
+            let span = Duration::from_millis(200);
+            assert_eq!(clock.stretch(span), span);
+        }
+    }
 
     #[test]
     fn master_time_is_followed_over_the_wrap() {

@@ -202,7 +202,11 @@ impl Serial {
                     .tag
                     .filter(|_| self.ranges_at.is_some() && !core.isolated)
                 {
-                    Some(tag) => self.range = Some(((plan.ranges - RANGING).max(end), tag)),
+                    Some(tag) => {
+                        // A long way from the beacon on a slow line: crystals count.
+                        let after = (plan.ranges - RANGING).since(end);
+                        self.range = Some((end + core.clock.stretch(after), tag));
+                    }
                     None => self.ranges_at = None,
                 }
             } else {

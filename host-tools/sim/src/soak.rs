@@ -722,7 +722,11 @@ mod tests {
             (Can500k, 31_003_231, "questions waited for a claim's share"),
             (Can500k, 33_122_184, "four had lost their seats at once"),
             (Can500k, 32_056_185, "seated by a master that restarted"),
-            (Can500k, 50_010_058, "repeated by its controller, and quarantined for it"),
+            (
+                Can500k,
+                50_010_058,
+                "repeated by its controller, and quarantined for it",
+            ),
             (Rs485At1M, 31_017_175, "off and on behind its slot"),
             (Rs485At1M, 31_012_594, "the same before it was ever heard"),
             (Rs485At1M, 31_013_152, "kept away as if it had a twin"),
