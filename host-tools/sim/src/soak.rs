@@ -683,14 +683,23 @@ mod tests {
             (Can500k, 31_003_231, "questions waited for a claim's share"),
             (Can500k, 33_122_184, "four had lost their seats at once"),
             (Can500k, 32_056_185, "seated by a master that restarted"),
-            (Can500k, 50_010_058, "repeated by its controller, and quarantined for it"),
+            (Can500k, 60_021_317, "four missed their first SYNC"),
+            (
+                Can500k,
+                50_010_058,
+                "repeated by its controller, and quarantined for it",
+            ),
             (Rs485At1M, 31_017_175, "off and on behind its slot"),
             (Rs485At1M, 31_012_594, "the same before it was ever heard"),
             (Rs485At1M, 31_013_152, "kept away as if it had a twin"),
             (Rs485At4M, 31_013_285, "the same"),
             (Rs485At1M, 31_000_040, "switched on during a beacon"),
             (Rs485At1M, 31_001_925, "claimed while the master restarted"),
-            (Rs485At115k, 36_001_269, "restarted between claim and answer"),
+            (
+                Rs485At115k,
+                36_001_269,
+                "restarted between claim and answer",
+            ),
         ] {
             let shown = Trial::new(kind, seed).run();
             assert_eq!(shown.wrong, None, "{why}: {}", replay(kind, seed));
