@@ -568,10 +568,17 @@ impl Core {
         let cycle = self.schedule.cycle;
         let follows = match self.heard.filter(|_| self.master_alive(now)) {
             None => false,
-            // Seated without a SYNC heard: the first one comes within a cycle.
+            // Seated without a SYNC heard: it comes within a cycle, or its number counts on as time passes.
             Some(heard) if self.clock.last.is_none() => {
-                let ahead = self.seated.map(|seated| sync.cycle.wrapping_sub(seated));
-                now.since(heard) < part(cycle, 110) && ahead.is_none_or(|n| n <= WAITED)
+                let elapsed = now.since(heard);
+                match self.seated.map(|seated| sync.cycle.wrapping_sub(seated)) {
+                    None => elapsed < part(cycle, 110),
+                    Some(ahead) => {
+                        let passed = elapsed.as_nanos().checked_div(cycle.as_nanos());
+                        let waited = u64::from(ahead).checked_sub(passed.unwrap_or(0));
+                        waited.is_some_and(|n| n <= WAITED.into())
+                    }
+                }
             }
             Some(_) => self.clock.follows(now, sync, cycle),
         };

@@ -722,6 +722,7 @@ mod tests {
             (Can500k, 31_003_231, "questions waited for a claim's share"),
             (Can500k, 33_122_184, "four had lost their seats at once"),
             (Can500k, 32_056_185, "seated by a master that restarted"),
+            (Can500k, 60_021_317, "four missed their first SYNC"),
             (
                 Can500k,
                 50_010_058,
