@@ -47,6 +47,9 @@ const PASS: u64 = 3;
 const MISSED: u64 = 120;
 /// Signs of life that count while nothing cyclic comes.
 const PROBES: u8 = 8;
+/// A seat that was left more lately than that is given to another only when there is no other: who hears SYNC but neither is
+/// heard nor hears that its seat is gone speaks on. Nobody changes a module by hand faster.
+const REST: Duration = Duration::from_millis(150);
 /// RS485: who was silent in so many of its slots, and did not answer as many asks, is gone.
 const SILENT: u8 = 2;
 /// So many that are silent at once are victims of a disturbance, and left to their silence.
@@ -332,9 +335,7 @@ impl<const SEATS: usize> Seats<SEATS> {
             }
             return Some(node);
         }
-        let node = self
-            .lowest(now, schedule, |s| matches!(s, State::Vacant { .. }))
-            .or_else(|| self.lowest(now, schedule, |s| matches!(s, State::Free)));
+        let node = self.lowest(now, schedule, |_| true);
         match node {
             Some(node) => self.offer(now, schedule, node, uid),
             // A seat will be had soon: who is not answered asks again.
@@ -346,8 +347,8 @@ impl<const SEATS: usize> Seats<SEATS> {
 
     /// Whether the last occupant of a seat may still believe that it is a member: nobody else sits
     /// down there before it has heard of it, or heard nothing for so long that it gave up by itself.
-    fn warm(now: Instant, schedule: &Schedule, vacated: Option<Instant>) -> bool {
-        vacated.is_some_and(|at| now < at + schedule.master_silence)
+    fn warm(now: Instant, vacated: Option<Instant>, pause: Duration) -> bool {
+        vacated.is_some_and(|at| now < at + pause)
     }
 
     /// Whether a seat is empty that cannot be given away yet.
@@ -355,7 +356,7 @@ impl<const SEATS: usize> Seats<SEATS> {
         let mut seats = self.seats.iter().take(schedule.seats.into());
         seats.any(|seat| {
             matches!(seat.state, State::Free | State::Vacant { .. })
-                && Self::warm(now, schedule, seat.vacated)
+                && Self::warm(now, seat.vacated, schedule.master_silence)
         })
     }
 
@@ -1167,25 +1168,34 @@ impl<const SEATS: usize> Seats<SEATS> {
         schedule: &Schedule,
         capabilities: Capabilities,
     ) -> Option<NodeId> {
-        self.lowest(
-            now,
-            schedule,
-            |s| matches!(s, State::Vacant { device } if device.capabilities == capabilities),
-        )
-        .or_else(|| self.lowest(now, schedule, |s| matches!(s, State::Free)))
+        self.lowest(now, schedule, |device| device.capabilities == capabilities)
     }
 
+    /// The lowest seat whose device is gone and fits, else the lowest free one; those that were left a moment ago only
+    /// where there are no others.
     fn lowest(
         &self,
         now: Instant,
         schedule: &Schedule,
-        fits: impl Fn(&State) -> bool,
+        fits: impl Fn(&Device) -> bool,
     ) -> Option<NodeId> {
-        let seats = self.seats.iter().take(schedule.seats.into());
-        let (index, _) = seats
-            .enumerate()
-            .find(|(_, seat)| fits(&seat.state) && !Self::warm(now, schedule, seat.vacated))?;
-        NodeId::new(index as u8 + 1)
+        let find = |pause, vacant: bool| {
+            let mut seats = self.seats.iter().take(schedule.seats.into());
+            seats.position(|seat| {
+                let fits = match &seat.state {
+                    State::Vacant { device } => vacant && fits(device),
+                    State::Free => !vacant,
+                    _ => false,
+                };
+                fits && !Self::warm(now, seat.vacated, pause)
+            })
+        };
+        let pauses = [REST.max(schedule.master_silence), schedule.master_silence];
+        let mut found = pauses
+            .into_iter()
+            .flat_map(|pause| [(pause, true), (pause, false)])
+            .filter_map(|(pause, vacant)| find(pause, vacant));
+        NodeId::new(found.next()? as u8 + 1)
     }
 
     /// The seat that belongs to a device.
@@ -1254,7 +1264,7 @@ impl<const SEATS: usize> Seats<SEATS> {
                 frames,
             } = seat;
             p.value(joined.map_or(0, |cycle| 1 + u64::from(cycle)));
-            let warm = vacated.filter(|at| Self::warm(p.now(), schedule, Some(*at)));
+            let warm = vacated.filter(|at| Self::warm(p.now(), Some(*at), schedule.master_silence));
             p.maybe(warm, schedule.master_silence);
             match state {
                 State::Free => p.value(0),

@@ -234,6 +234,29 @@ fn a_dead_slave_is_found_and_nobody_else_is_disturbed() {
     }
 }
 
+/// Until it has surely heard of it, or nothing at all, whoever sat there may speak on.
+#[test]
+fn a_seat_that_was_left_a_moment_ago_is_given_to_another_only_when_there_is_no_other() {
+    for (seats, expected) in [(127, 5), (4, 2)] {
+        let schedule = Schedule {
+            seats,
+            ..Schedule::for_bus(BusKind::CanFd)
+        };
+        let mut w = World::with(schedule, 1..=4);
+        w.run_until(ms(200));
+        let gone = (0..4).find(|i| w.slaves[*i].link.node() == Some(node(2)));
+        w.unplug(gone.expect("seated"));
+        w.run_for(Duration::from_millis(60));
+        let new = w.plug(5, RACK);
+        w.run_for(Duration::from_millis(60));
+        assert_eq!(
+            w.slaves[new].link.node(),
+            Some(node(expected)),
+            "of {seats}"
+        );
+    }
+}
+
 #[test]
 fn a_replacement_takes_the_seat_of_its_predecessor() {
     let mut w = World::new(BusKind::Can1M, 1..=4);
@@ -489,7 +512,7 @@ fn a_device_whose_old_seat_was_offered_to_another_has_one_seat_when_that_one_doe
         let mut w = rack(kind);
         let old = w.slaves[3].link.node().expect("seated");
         w.unplug(3);
-        w.run_for(Schedule::for_bus(kind).cycle * 8);
+        w.run_for((Schedule::for_bus(kind).cycle * 8).max(Duration::from_millis(250)));
         // Somebody claims, is offered that seat, and is gone.
         let stranger = w.plug(1_000, RACK);
         while w.slaves[stranger].link.node().is_none() {
