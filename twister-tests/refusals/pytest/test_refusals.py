@@ -29,6 +29,19 @@ CASES = {
         "CONFIG_HELIO_BUS_CAN=y",
         "`bus` of the heliograph,node is a UART. Point it to a CAN controller",
     ),
+    "a_second_bus_of_another_kind": (
+        "rs485.c",
+        "&heliograph { bus = <&line>, <&controller>; };",
+        "",
+        "`bus` of the heliograph,node is no UART. Point it to",
+    ),
+    "two_buses_with_one_driver": (
+        "rs485.c",
+        "#include <zephyr/dt-bindings/gpio/gpio.h>\n"
+        "&heliograph { bus = <&line>, <&line>; driver-enable-gpios = <&gpio0 0 GPIO_ACTIVE_HIGH>; };",
+        "",
+        "another number of `driver-enable-gpios` than of `bus`: name one for each bus",
+    ),
     "clients_without_a_line": (
         "northbound.c",
         "",
