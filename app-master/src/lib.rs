@@ -93,10 +93,8 @@ fn run(master: &mut Core, mut parts: Peripherals, mut buses: Buses, clients: &mu
     let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = 0;
     loop {
-        for bus in 0..BUSES {
-            buses.receive(bus, &mut parts, &mut master.on(bus));
-        }
-        master.handle_timeout(now());
+        hear(&mut buses, &mut parts, master);
+        pass_time(master);
         // All have been heard: a trip on one goes out on the others now.
         transmit(&mut buses, &mut parts, master);
         clients.serve(&mut parts, master);
@@ -114,6 +112,19 @@ fn run(master: &mut Core, mut parts: Peripherals, mut buses: Buses, clients: &mu
         let due = master.poll_timeout().unwrap_or(Instant::MAX);
         buses.wait_until(due.min(now() + longest));
     }
+}
+
+// Like `transmit` not parts of `run`, whose stack lies under everything.
+#[inline(never)]
+fn hear(buses: &mut Buses, parts: &mut Peripherals, master: &mut Core) {
+    for bus in 0..BUSES {
+        buses.receive(bus, parts, &mut master.on(bus));
+    }
+}
+
+#[inline(never)]
+fn pass_time(master: &mut Core) {
+    master.handle_timeout(now());
 }
 
 fn transmit(buses: &mut Buses, parts: &mut Peripherals, master: &mut Core) {
