@@ -3,12 +3,13 @@
 use helio_battery::CellParams;
 use helio_battery::defaults::{LFP_2500MAH, NMC_5000MAH};
 use helio_bus::Schedule;
-use helio_master::MasterConfig;
 use helio_master::pack::Topology;
+use helio_master::{MAX_BUSES, MasterConfig};
 use helio_units::Duration;
 use zephyr::kconfig::*;
+use zephyr_shell::BUSES;
 
-/// Seats that the core has room for.
+/// Seats that the core has room for, on all buses together.
 pub const SEATS: usize = CONFIG_HELIO_MASTER_SEATS as usize;
 /// Records kept for clients.
 pub const RECORDS: usize = if SEATS > 12 { 46 } else { 32 };
@@ -19,11 +20,33 @@ const _: () = assert!(
     "CONFIG_HELIO_STORE_SIZE is less than 8 bytes and 58 for every one of CONFIG_HELIO_MASTER_SEATS"
 );
 
+const _: () = assert!(
+    BUSES <= MAX_BUSES,
+    "`bus` of the heliograph,node names more than four buses"
+);
+
+/// Both ends of an RS485 bus must know of as many seats, so that none can be given less.
+#[cfg(CONFIG_HELIO_BUS_RS485)]
+const _: () = assert!(
+    BUSES == 1 || BUSES * CONFIG_HELIO_BUS_SEATS as usize <= SEATS,
+    "CONFIG_HELIO_MASTER_SEATS is less than CONFIG_HELIO_BUS_SEATS for each RS485 bus: give each bus fewer, at both ends"
+);
+
 /// In flash.
 static CELL: CellParams = match cfg!(CONFIG_HELIO_CHEMISTRY_LFP) {
     true => LFP_2500MAH,
     false => NMC_5000MAH,
 };
+
+/// Timing of one of several equal buses. On CAN a slave does not care how many seats there are, so that each bus may
+/// have its share of the memory.
+pub fn share(schedule: Schedule) -> Schedule {
+    let seats = match cfg!(CONFIG_HELIO_BUS_RS485) {
+        true => schedule.seats,
+        false => schedule.seats.min((SEATS / BUSES) as u8),
+    };
+    Schedule { seats, ..schedule }
+}
 
 /// What this master is. Clients may have given it another name.
 pub fn master(schedule: Schedule, name: Option<&str>) -> MasterConfig {
@@ -33,7 +56,7 @@ pub fn master(schedule: Schedule, name: Option<&str>) -> MasterConfig {
             .unwrap_or(CONFIG_HELIO_MASTER_NAME)
             .try_into()
             .unwrap_or_default(),
-        buses: [schedule].into_iter().collect(),
+        buses: [schedule; BUSES].into_iter().collect(),
         topology: Topology {
             expected: CONFIG_HELIO_EXPECTED as u8,
             strings: CONFIG_HELIO_STRINGS as u8,

@@ -1,7 +1,7 @@
 //! Master on Zephyr: feeds the core with what bus and clients say, sends what it answers.
 //!
 //! ```text
-//! wake: driver or deadline --> bus: Master::handle_* --> poll_serial or poll_can: the bus
+//! wake: driver or deadline --> each bus: Master::handle_* --> poll_serial or poll_can: each bus
 //!   ^                      --> clients: handle_smp   --> poll_smp: answers of slaves
 //!   '------------- wait_until(poll_timeout), watchdog fed ------------'
 //! ```
@@ -18,10 +18,10 @@ use helio_master::Master;
 use helio_units::{Duration, Instant};
 use static_cell::ConstStaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Bus, Errno, NAME_BYTES, Peripherals, WATCHDOG, now};
+use zephyr_shell::{BUSES, Buses, Errno, NAME_BYTES, Peripherals, WATCHDOG, now};
 
-/// The core with as many seats and records as this image has memory for.
-pub type Core = Master<{ config::SEATS }, { config::RECORDS }>;
+/// The core with as many seats and records as this image has memory for, and the buses of the devicetree.
+pub type Core = Master<{ config::SEATS }, { config::RECORDS }, BUSES>;
 
 /// Called by zephyr-lang-rust's `main`.
 #[allow(
@@ -43,7 +43,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         .map_err(|_| "an output of the heliograph,node does not start")?;
     let master = prepare(&mut parts)?;
     let clients = CLIENTS.try_take().ok_or("started twice")?;
-    let bus = Bus::start(&mut parts)?;
+    let buses = Buses::start(&mut parts)?;
     parts
         .northbound
         .start()
@@ -55,7 +55,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph master: no watchdog on this board");
     }
-    run(master, parts, bus, clients)
+    run(master, parts, buses, clients)
 }
 
 /// Not a part of [`start`], which never gives its stack back.
@@ -63,9 +63,10 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
 fn prepare(parts: &mut Peripherals) -> Result<&'static mut Core, &'static str> {
     // With 32 seats 127 kB, laid out by the compiler. Built at run time it would be on the stack first.
     static MASTER: ConstStaticCell<Core> = ConstStaticCell::new(Core::vacant());
-    let schedule = zephyr_shell::schedule();
+    let schedule = config::share(zephyr_shell::schedule());
     printkln!(
-        "heliograph master: {} seats, {}, cycle {} us",
+        "heliograph master: {} x {} seats, {}, cycle {} us",
+        BUSES,
         schedule.seats,
         schedule.kind.name(),
         schedule.cycle.as_micros()
@@ -87,16 +88,17 @@ fn prepare(parts: &mut Peripherals) -> Result<&'static mut Core, &'static str> {
     Ok(master)
 }
 
-fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Clients) -> ! {
+fn run(master: &mut Core, mut parts: Peripherals, mut buses: Buses, clients: &mut Clients) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
     let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = 0;
     loop {
-        bus.receive(&mut parts, &mut master.on(0));
-        master.handle_timeout(now());
-        bus.transmit(&mut parts, &mut master.on(0));
+        hear(&mut buses, &mut parts, master);
+        pass_time(master);
+        // All have been heard: a trip on one goes out on the others now.
+        transmit(&mut buses, &mut parts, master);
         clients.serve(&mut parts, master);
-        bus.transmit(&mut parts, &mut master.on(0));
+        transmit(&mut buses, &mut parts, master);
         store(master, &mut parts);
         let members = (1..=127)
             .filter_map(helio_units::NodeId::new)
@@ -108,7 +110,26 @@ fn run(master: &mut Core, mut parts: Peripherals, mut bus: Bus, clients: &mut Cl
         }
         parts.watchdog.feed();
         let due = master.poll_timeout().unwrap_or(Instant::MAX);
-        bus.wait_until(due.min(now() + longest));
+        buses.wait_until(due.min(now() + longest));
+    }
+}
+
+// Like `transmit` not parts of `run`, whose stack lies under everything.
+#[inline(never)]
+fn hear(buses: &mut Buses, parts: &mut Peripherals, master: &mut Core) {
+    for bus in 0..BUSES {
+        buses.receive(bus, parts, &mut master.on(bus));
+    }
+}
+
+#[inline(never)]
+fn pass_time(master: &mut Core) {
+    master.handle_timeout(now());
+}
+
+fn transmit(buses: &mut Buses, parts: &mut Peripherals, master: &mut Core) {
+    for bus in 0..BUSES {
+        buses.transmit(bus, parts, &mut master.on(bus));
     }
 }
 

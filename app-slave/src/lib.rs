@@ -20,7 +20,12 @@ use helio_slave::{Slave, SlaveOutput};
 use helio_units::{Duration, Instant};
 use static_cell::ConstStaticCell;
 use zephyr::printkln;
-use zephyr_shell::{Bus, Errno, Peripherals, WATCHDOG, now};
+use zephyr_shell::{BUSES, Buses, Errno, Peripherals, WATCHDOG, now};
+
+const _: () = assert!(
+    BUSES == 1,
+    "a slave has one bus: let `bus` of the heliograph,node name one"
+);
 
 /// Called by zephyr-lang-rust's `main`.
 #[allow(
@@ -41,7 +46,7 @@ fn start() -> Result<core::convert::Infallible, &'static str> {
         |_| "an output of the heliograph,node does not start; check its GPIO or PWM controller",
     )?;
     let (slave, monitor) = prepare(&mut parts)?;
-    let bus = Bus::start(&mut parts)?;
+    let bus = Buses::start(&mut parts)?;
     if parts.watchdog.start(WATCHDOG).is_err() {
         printkln!("heliograph slave: no watchdog on this board");
     }
@@ -84,12 +89,12 @@ fn prepare(parts: &mut Peripherals) -> Result<(&'static mut Slave, Monitor), &'s
     Ok((slave, monitor))
 }
 
-fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Bus, mut monitor: Monitor) -> ! {
+fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Buses, mut monitor: Monitor) -> ! {
     // A loop that sleeps longer than this would look hung to the watchdog.
     let longest = Duration::from_nanos(WATCHDOG.as_nanos() / 4);
     let mut told = None;
     loop {
-        bus.receive(&mut parts, slave);
+        bus.receive(0, &mut parts, slave);
         slave.handle_timeout(now());
         while let Some(output) = slave.poll_output() {
             carry_out(slave, &mut parts, &mut monitor, output);
@@ -100,7 +105,7 @@ fn run(slave: &mut Slave, mut parts: Peripherals, mut bus: Bus, mut monitor: Mon
         }
         (parts.management).answer(|answer| slave.handle_answer(answer));
         store(slave, &mut parts);
-        bus.transmit(&mut parts, slave);
+        bus.transmit(0, &mut parts, slave);
         let seen = (slave.node(), slave.state());
         if told != Some(seen) {
             told = Some(seen);

@@ -16,6 +16,9 @@
 
 #define HELIO_NODE DT_COMPAT_GET_ANY_STATUS_OKAY(heliograph_node)
 
+/* Buses of the node. What rs485.c and can.c do for one takes its number, less than this, first. */
+#define HELIO_BUSES DT_PROP_LEN(HELIO_NODE, bus)
+
 /* clock.c */
 uint64_t helio_now_ns(void);
 void helio_wait_until(uint64_t deadline_ns, uint32_t spin);
@@ -35,24 +38,25 @@ int helio_watchdog_start(uint32_t timeout_ms);
 int helio_watchdog_feed(void);
 
 /* rs485.c */
-int helio_rs485_start(uint32_t baud);
-int helio_rs485_read(uint8_t *to, size_t size, uint64_t *end_ns, uint32_t *is_break);
-int helio_rs485_send(const uint8_t *bytes, size_t count);
-int helio_rs485_send_break(uint32_t microseconds);
-uint32_t helio_rs485_lost(void);
+int helio_rs485_start(uint32_t bus, uint32_t baud);
+int helio_rs485_read(uint32_t bus, uint8_t *to, size_t size, uint64_t *end_ns, uint32_t *is_break);
+int helio_rs485_send(uint32_t bus, const uint8_t *bytes, size_t count);
+int helio_rs485_send_break(uint32_t bus, uint32_t microseconds);
+uint32_t helio_rs485_lost(uint32_t bus);
 
 /* can.c */
 /* Received frames that wait for the main loop: 5 ms of a full bus or more. One of FD is large. */
 #define HELIO_CAN_RING (IS_ENABLED(CONFIG_CAN_FD_MODE) ? 32 : 64)
-int helio_can_start(uint32_t bitrate, uint32_t fd, uint32_t standard_id, uint32_t standard_mask);
-int helio_can_send(uint32_t mailbox, uint32_t id, uint32_t flags, const uint8_t *data,
-		   size_t count);
-uint32_t helio_can_mailboxes(void);
-int helio_can_receive(uint32_t *id, uint32_t *flags, uint8_t *data, uint64_t *at_ns);
-int helio_can_tend(void);
-uint32_t helio_can_state(void);
-uint32_t helio_can_lost(void);
-uint32_t helio_can_recoveries(void);
+int helio_can_start(uint32_t bus, uint32_t bitrate, uint32_t fd, uint32_t standard_id,
+		    uint32_t standard_mask);
+int helio_can_send(uint32_t bus, uint32_t mailbox, uint32_t id, uint32_t flags,
+		   const uint8_t *data, size_t count);
+uint32_t helio_can_mailboxes(uint32_t bus);
+int helio_can_receive(uint32_t bus, uint32_t *id, uint32_t *flags, uint8_t *data, uint64_t *at_ns);
+int helio_can_tend(uint32_t bus);
+uint32_t helio_can_state(uint32_t bus);
+uint32_t helio_can_lost(uint32_t bus);
+uint32_t helio_can_recoveries(uint32_t bus);
 
 /* i2c.c */
 int helio_i2c_start(void);

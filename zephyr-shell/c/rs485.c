@@ -11,6 +11,8 @@
  * A break is sent as characters of zeros, back to back: nine bits low, one high, again. Every
  * UART can send that, and no frame of the bus begins with zeros. What is heard as a break, as a
  * framing error or as nothing but zeros counts as one.
+ *
+ * Buses share nothing but the code: each has its UART, its state and its lock.
  */
 #include "helio_shell.h"
 
@@ -20,23 +22,42 @@
 #include <zephyr/drivers/uart.h>
 #include <zephyr/kernel.h>
 
-#define BUS DT_PHANDLE(HELIO_NODE, bus)
+#define CHECK(node, prop, index)                                                                   \
+	BUILD_ASSERT(DT_NODE_HAS_PROP(DT_PHANDLE_BY_IDX(node, prop, index), current_speed),        \
+		     "CONFIG_HELIO_BUS_RS485=y, but `bus` of the heliograph,node is no UART. "     \
+		     "Point it to the UART of the RS485 transceiver, or choose "                   \
+		     "CONFIG_HELIO_BUS_CAN.");
 
-BUILD_ASSERT(DT_NODE_HAS_PROP(BUS, current_speed),
-	     "CONFIG_HELIO_BUS_RS485=y, but `bus` of the heliograph,node is no UART. Point it to "
-	     "the UART of the RS485 transceiver, or choose CONFIG_HELIO_BUS_CAN.");
+DT_FOREACH_PROP_ELEM(HELIO_NODE, bus, CHECK)
 
 #define RING    1024
 #define RUNS    16
 #define LONGEST 128
 
-static const struct device *const uart = DEVICE_DT_GET(BUS);
+struct line {
+	const struct device *uart;
+	uint32_t baud;
+};
+
+#define LINE(node, prop, index)                                                                    \
+	{                                                                                          \
+		.uart = DEVICE_DT_GET(DT_PHANDLE_BY_IDX(node, prop, index)),                       \
+		.baud = DT_PROP_OR(DT_PHANDLE_BY_IDX(node, prop, index), current_speed, 0),        \
+	}
+
+static const struct line lines[] = {DT_FOREACH_PROP_ELEM_SEP(HELIO_NODE, bus, LINE, (,))};
 
 #if DT_NODE_HAS_PROP(HELIO_NODE, driver_enable_gpios)
-static const struct gpio_dt_spec driver = GPIO_DT_SPEC_GET(HELIO_NODE, driver_enable_gpios);
-#define DRIVE(on) ((void)gpio_pin_set_dt(&driver, on))
+BUILD_ASSERT(DT_PROP_LEN(HELIO_NODE, driver_enable_gpios) == HELIO_BUSES,
+	     "the heliograph,node has another number of `driver-enable-gpios` than of `bus`: name one "
+	     "for each bus, in order");
+
+#define DRIVER(node, prop, index) GPIO_DT_SPEC_GET_BY_IDX(node, prop, index)
+static const struct gpio_dt_spec drivers[] = {
+	DT_FOREACH_PROP_ELEM_SEP(HELIO_NODE, driver_enable_gpios, DRIVER, (,))};
+#define DRIVE(bus, on) ((void)gpio_pin_set_dt(&drivers[bus], on))
 #else
-#define DRIVE(on) ((void)(on))
+#define DRIVE(bus, on) ((void)(on))
 #endif
 
 struct run {
@@ -47,63 +68,68 @@ struct run {
 	bool after_pause;
 };
 
-/* Written by the interrupt, read by the main loop; both under the lock. */
-static struct k_spinlock lock;
-static uint8_t ring[RING];
-static uint32_t written, taken;
-static struct run runs[RUNS];
-static uint32_t runs_written, runs_taken;
-static uint64_t heard_ns;
-static uint32_t lost;
-static uint32_t pause_ns;
+/* What is heard is written by the interrupt and read by the main loop, both under the lock. */
+struct bus {
+	struct run runs[RUNS];
+	uint64_t heard_ns;
+	uint8_t ring[RING];
+	uint32_t written, taken;
+	uint32_t runs_written, runs_taken;
+	uint32_t lost;
+	uint32_t pause_ns;
+	size_t tx_count, tx_at;
+	uint8_t tx[LONGEST];
+	volatile bool sending;
+	struct k_spinlock lock;
+};
 
-static uint8_t tx[LONGEST];
-static size_t tx_count, tx_at;
-static volatile bool sending;
+static struct bus buses[HELIO_BUSES];
 
-static void receive(const uint8_t *bytes, int count, bool is_break)
+static void receive(struct bus *b, const uint8_t *bytes, int count, bool is_break)
 {
 	uint64_t now = helio_now_ns();
-	struct run *run = runs_written != runs_taken ? &runs[(runs_written - 1) % RUNS] : NULL;
+	struct run *run = b->runs_written != b->runs_taken
+				  ? &b->runs[(b->runs_written - 1) % RUNS]
+				  : NULL;
 
 	/* A reader that has taken the newest run has taken all of it. */
-	if (run == NULL || is_break || run->is_break || now - run->end_ns > pause_ns) {
-		if (runs_written - runs_taken == RUNS) {
-			lost += count;
+	if (run == NULL || is_break || run->is_break || now - run->end_ns > b->pause_ns) {
+		if (b->runs_written - b->runs_taken == RUNS) {
+			b->lost += count;
 			return;
 		}
-		run = &runs[runs_written++ % RUNS];
+		run = &b->runs[b->runs_written++ % RUNS];
 		*run = (struct run){
 			.is_break = is_break,
-			.after_pause = now - heard_ns > pause_ns,
+			.after_pause = now - b->heard_ns > b->pause_ns,
 		};
 	}
-	heard_ns = now;
+	b->heard_ns = now;
 	for (int i = 0; i < count; i++) {
-		if (written - taken == RING) {
-			lost++;
+		if (b->written - b->taken == RING) {
+			b->lost++;
 			continue;
 		}
-		ring[written++ % RING] = bytes[i];
+		b->ring[b->written++ % RING] = bytes[i];
 		run->count++;
 	}
 	run->end_ns = now;
 }
 
-static void drain(void)
+static void drain(const struct device *uart, struct bus *b)
 {
 	uint8_t bytes[32];
 	int count;
 
 	while ((count = uart_fifo_read(uart, bytes, sizeof(bytes))) > 0) {
 		/* Our own words, where the receiver stays on while we send. */
-		if (sending) {
+		if (b->sending) {
 			continue;
 		}
-		k_spinlock_key_t key = k_spin_lock(&lock);
+		k_spinlock_key_t key = k_spin_lock(&b->lock);
 
-		receive(bytes, count, false);
-		k_spin_unlock(&lock, key);
+		receive(b, bytes, count, false);
+		k_spin_unlock(&b->lock, key);
 		helio_wake();
 		if (count < (int)sizeof(bytes)) {
 			break;
@@ -111,51 +137,55 @@ static void drain(void)
 	}
 }
 
-static void transmit(void)
+static void transmit(const struct device *uart, struct bus *b)
 {
-	if (tx_at < tx_count) {
-		int sent = uart_fifo_fill(uart, tx + tx_at, tx_count - tx_at);
+	if (b->tx_at < b->tx_count) {
+		int sent = uart_fifo_fill(uart, b->tx + b->tx_at, b->tx_count - b->tx_at);
 
-		tx_at += sent > 0 ? sent : 0;
+		b->tx_at += sent > 0 ? sent : 0;
 	} else if (uart_irq_tx_complete(uart)) {
 		uart_irq_tx_disable(uart);
-		DRIVE(0);
-		sending = false;
+		DRIVE(b - buses, 0);
+		b->sending = false;
 		helio_wake();
 	}
 }
 
-static void handle(const struct device *dev, void *unused)
+static void handle(const struct device *dev, void *user_data)
 {
-	ARG_UNUSED(unused);
+	struct bus *b = user_data;
+
 	while (uart_irq_update(dev) && uart_irq_is_pending(dev)) {
 		int error = uart_err_check(dev);
 
-		if (error > 0 && (error & (UART_BREAK | UART_ERROR_FRAMING)) && !sending) {
-			k_spinlock_key_t key = k_spin_lock(&lock);
+		if (error > 0 && (error & (UART_BREAK | UART_ERROR_FRAMING)) && !b->sending) {
+			k_spinlock_key_t key = k_spin_lock(&b->lock);
 
-			receive(NULL, 0, true);
-			k_spin_unlock(&lock, key);
+			receive(b, NULL, 0, true);
+			k_spin_unlock(&b->lock, key);
 			helio_wake();
 		}
 		if (uart_irq_rx_ready(dev)) {
-			drain();
+			drain(dev, b);
 		}
-		if (sending && uart_irq_tx_ready(dev)) {
-			transmit();
+		if (b->sending && uart_irq_tx_ready(dev)) {
+			transmit(dev, b);
 		} else if (!uart_irq_rx_ready(dev)) {
 			break;
 		}
 	}
 }
 
-int helio_rs485_start(uint32_t baud)
+int helio_rs485_start(uint32_t bus, uint32_t baud)
 {
+	const struct device *uart = lines[bus].uart;
+	struct bus *b = &buses[bus];
+
 	if (!device_is_ready(uart)) {
 		return -ENODEV;
 	}
 #if DT_NODE_HAS_PROP(HELIO_NODE, driver_enable_gpios)
-	int rc = gpio_pin_configure_dt(&driver, GPIO_OUTPUT_INACTIVE);
+	int rc = gpio_pin_configure_dt(&drivers[bus], GPIO_OUTPUT_INACTIVE);
 
 	if (rc != 0) {
 		return rc;
@@ -173,7 +203,7 @@ int helio_rs485_start(uint32_t baud)
 	int configured = uart_configure(uart, &config);
 
 	/* A driver that sets its rate once, from the devicetree, has the right one or none. */
-	if (configured == -ENOSYS && DT_PROP(BUS, current_speed) == baud) {
+	if (configured == -ENOSYS && lines[bus].baud == baud) {
 		configured = 0;
 	}
 
@@ -182,9 +212,9 @@ int helio_rs485_start(uint32_t baud)
 	}
 #endif
 	/* Two characters, or half a guard where that is longer. */
-	pause_ns = MAX(20ULL * NSEC_PER_SEC / baud, CONFIG_HELIO_BUS_GUARD_US * 500ULL);
+	b->pause_ns = MAX(20ULL * NSEC_PER_SEC / baud, CONFIG_HELIO_BUS_GUARD_US * 500ULL);
 
-	int set = uart_irq_callback_user_data_set(uart, handle, NULL);
+	int set = uart_irq_callback_user_data_set(uart, handle, b);
 
 	if (set != 0) {
 		return set;
@@ -194,69 +224,74 @@ int helio_rs485_start(uint32_t baud)
 }
 
 /* The next run, or its first `size` characters, and the end of the last of them. */
-int helio_rs485_read(uint8_t *to, size_t size, uint64_t *end_ns, uint32_t *is_break)
+int helio_rs485_read(uint32_t bus, uint8_t *to, size_t size, uint64_t *end_ns,
+		     uint32_t *is_break)
 {
-	k_spinlock_key_t key = k_spin_lock(&lock);
+	struct bus *b = &buses[bus];
+	k_spinlock_key_t key = k_spin_lock(&b->lock);
 	int count = -EAGAIN;
 
-	if (runs_taken != runs_written) {
-		struct run *run = &runs[runs_taken % RUNS];
+	if (b->runs_taken != b->runs_written) {
+		struct run *run = &b->runs[b->runs_taken % RUNS];
 
 		count = MIN(run->count, size);
 		bool zeros = run->after_pause && count > 1;
 
 		for (int i = 0; i < count; i++) {
-			to[i] = ring[taken++ % RING];
+			to[i] = b->ring[b->taken++ % RING];
 			zeros = zeros && to[i] == 0;
 		}
 		*is_break = run->is_break || zeros;
 		*end_ns = run->end_ns;
 		run->count -= count;
 		if (run->count == 0) {
-			runs_taken++;
+			b->runs_taken++;
 		}
 	}
-	k_spin_unlock(&lock, key);
+	k_spin_unlock(&b->lock, key);
 	return count;
 }
 
-int helio_rs485_send(const uint8_t *bytes, size_t count)
+int helio_rs485_send(uint32_t bus, const uint8_t *bytes, size_t count)
 {
-	if (sending) {
+	const struct device *uart = lines[bus].uart;
+	struct bus *b = &buses[bus];
+
+	if (b->sending) {
 		return -EBUSY;
 	}
-	if (count == 0 || count > sizeof(tx)) {
+	if (count == 0 || count > sizeof(b->tx)) {
 		return -EINVAL;
 	}
-	memcpy(tx, bytes, count);
-	tx_count = count;
-	tx_at = 0;
-	DRIVE(1);
+	memcpy(b->tx, bytes, count);
+	b->tx_count = count;
+	b->tx_at = 0;
+	DRIVE(bus, 1);
 	if (IS_ENABLED(CONFIG_ARCH_POSIX)) {
 		/* The host takes all of it at once, without waiting for an emulated interrupt. */
-		int sent = uart_fifo_fill(uart, tx, count);
+		int sent = uart_fifo_fill(uart, b->tx, count);
 
-		tx_at += MAX(sent, 0);
-		if (tx_at == tx_count) {
-			DRIVE(0);
+		b->tx_at += MAX(sent, 0);
+		if (b->tx_at == b->tx_count) {
+			DRIVE(bus, 0);
 			return 0;
 		}
 	}
-	sending = true;
+	b->sending = true;
 	uart_irq_tx_enable(uart);
 	return 0;
 }
 
-int helio_rs485_send_break(uint32_t microseconds)
+int helio_rs485_send_break(uint32_t bus, uint32_t microseconds)
 {
 	uint8_t zeros[LONGEST] = {0};
 	uint64_t bits = (uint64_t)microseconds * CONFIG_HELIO_BUS_BITRATE / USEC_PER_SEC;
 
-	return helio_rs485_send(zeros, CLAMP(bits / 10, 2, sizeof(zeros)));
+	return helio_rs485_send(bus, zeros, CLAMP(bits / 10, 2, sizeof(zeros)));
 }
 
 /* Characters for which there was no room, since the start. */
-uint32_t helio_rs485_lost(void)
+uint32_t helio_rs485_lost(uint32_t bus)
 {
-	return lost;
+	return buses[bus].lost;
 }

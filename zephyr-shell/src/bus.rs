@@ -1,10 +1,11 @@
-//! Between a core and the bus that Kconfig chose: what master and slave do alike.
+//! Between a core and the buses that the devicetree names: what master and slave do alike.
 //!
 //! ```text
-//! driver --> Bus::receive --> Station::handle_*      Station::poll_* --> Bus::transmit --> driver
+//! driver --> Buses::receive --> Station::handle_*    Station::poll_* --> Buses::transmit --> driver
 //! ```
 //!
-//! Timing is Kconfig's, too: [`schedule`] is equal in every image that shares a configuration.
+//! Kind and timing are Kconfig's, and those of all buses: [`schedule`] is equal in every image that
+//! shares a configuration.
 
 use crate::Peripherals;
 use helio_bus::{BusKind, Schedule, Station};
@@ -14,7 +15,7 @@ use zephyr::kconfig::*;
 /// How long the main loop may be silent.
 pub const WATCHDOG: Duration = Duration::from_millis(CONFIG_HELIO_WATCHDOG_MS as u64);
 
-/// Timing of the bus; equal at the master and all slaves.
+/// Timing of every bus; equal at the master and all slaves.
 pub fn schedule() -> Schedule {
     let seats = CONFIG_HELIO_BUS_SEATS as u8;
     let guard = Duration::from_micros(CONFIG_HELIO_BUS_GUARD_US as u64);
@@ -54,24 +55,29 @@ const KIND: BusKind = match CONFIG_HELIO_BUS_BITRATE {
     _ => panic!("CONFIG_HELIO_BUS_BITRATE of CAN FD is 1000000"),
 };
 
-/// The running bus.
-pub struct Bus {
+/// The running buses.
+pub struct Buses {
     #[cfg(CONFIG_HELIO_BUS_RS485)]
     bytes: [u8; 256],
 }
 
 #[cfg(CONFIG_HELIO_BUS_RS485)]
-impl Bus {
-    /// Starts the UART.
+impl Buses {
+    /// Starts the UARTs.
     pub fn start(parts: &mut Peripherals) -> Result<Self, &'static str> {
-        let started = parts.rs485.start(BITRATE);
-        started.map_err(|_| "the UART of the bus does not start")?;
+        for line in &mut parts.rs485 {
+            let started = line.start(BITRATE);
+            started.map_err(|_| "the UART of a bus does not start")?;
+        }
         Ok(Self { bytes: [0; 256] })
     }
 
-    /// Everything that was heard goes to the core.
-    pub fn receive(&mut self, parts: &mut Peripherals, core: &mut impl Station) {
-        while let Some(heard) = parts.rs485.receive(&mut self.bytes) {
+    /// Everything that was heard on one of them goes to the core.
+    pub fn receive(&mut self, bus: usize, parts: &mut Peripherals, core: &mut impl Station) {
+        let Some(line) = parts.rs485.get_mut(bus) else {
+            return;
+        };
+        while let Some(heard) = line.receive(&mut self.bytes) {
             match heard {
                 crate::Heard::Bytes(count, end) => {
                     core.handle_serial(end, self.bytes.get(..count).unwrap_or(&[]));
@@ -84,15 +90,18 @@ impl Bus {
     /// What the core has to say goes to the bus.
     // What is to be sent shall not lie under everything else on the stack.
     #[inline(never)]
-    pub fn transmit(&mut self, parts: &mut Peripherals, core: &mut impl Station) {
+    pub fn transmit(&mut self, bus: usize, parts: &mut Peripherals, core: &mut impl Station) {
+        let Some(line) = parts.rs485.get_mut(bus) else {
+            return;
+        };
         while let Some(out) = core.poll_serial(crate::now()) {
             // The line is busy only when the core is late, and then the slot is lost anyhow.
             let _ = match &out.what {
                 helio_bus::SerialSignal::Bytes { buffer, len } => {
                     let bytes = buffer.get(..usize::from(*len)).unwrap_or(&[]);
-                    parts.rs485.send(bytes)
+                    line.send(bytes)
                 }
-                helio_bus::SerialSignal::Break(length) => parts.rs485.send_break(*length),
+                helio_bus::SerialSignal::Break(length) => line.send_break(*length),
             };
         }
     }
@@ -104,23 +113,28 @@ impl Bus {
 }
 
 #[cfg(not(CONFIG_HELIO_BUS_RS485))]
-impl Bus {
-    /// Starts the controller, which passes everything: the core picks.
+impl Buses {
+    /// Starts the controllers, which pass everything: the core picks.
     pub fn start(parts: &mut Peripherals) -> Result<Self, &'static str> {
         let fd = cfg!(CONFIG_HELIO_BUS_CAN_FD);
-        let started = parts.can.start(BITRATE, fd, (0, 0));
-        started.map_err(|_| "the CAN controller does not start at this bit rate")?;
+        for can in &mut parts.can {
+            let started = can.start(BITRATE, fd, (0, 0));
+            started.map_err(|_| "a CAN controller does not start at this bit rate")?;
+        }
         Ok(Self {})
     }
 
-    /// Everything that was heard goes to the core.
-    pub fn receive(&mut self, parts: &mut Peripherals, core: &mut impl Station) {
+    /// Everything that was heard on one of them goes to the core.
+    pub fn receive(&mut self, bus: usize, parts: &mut Peripherals, core: &mut impl Station) {
+        let Some(can) = parts.can.get_mut(bus) else {
+            return;
+        };
         // A controller that cannot be brought back now is tried again in the next turn.
-        let _ = parts.can.tend();
-        while let Some(mailbox) = parts.can.poll_sent() {
+        let _ = can.tend();
+        while let Some(mailbox) = can.poll_sent() {
             core.handle_sent(crate::now(), mailbox);
         }
-        while let Some((end, frame)) = parts.can.receive_at() {
+        while let Some((end, frame)) = can.receive_at() {
             if core.accepts(frame.id) {
                 core.handle_can(end, &frame);
             }
@@ -130,11 +144,14 @@ impl Bus {
     /// What the core has to say goes to the mailboxes that are free.
     // What is to be sent shall not lie under everything else on the stack.
     #[inline(never)]
-    pub fn transmit(&mut self, parts: &mut Peripherals, core: &mut impl Station) {
-        for mailbox in parts.can.free() {
+    pub fn transmit(&mut self, bus: usize, parts: &mut Peripherals, core: &mut impl Station) {
+        let Some(can) = parts.can.get_mut(bus) else {
+            return;
+        };
+        for mailbox in can.free() {
             if let Some(out) = core.poll_can(crate::now(), mailbox) {
                 // What does not get in was never confirmed, so the core gives it again.
-                let _ = parts.can.send(mailbox, &out.frame);
+                let _ = can.send(mailbox, &out.frame);
             }
         }
     }

@@ -8,6 +8,8 @@ use helio_units::{Duration, Instant};
 /// Frames in, frames out, and the state of the controller.
 pub struct Can {
     _thread: PhantomData<*mut ()>,
+    /// In the C half; less than [`crate::BUSES`].
+    bus: u32,
     sent: u8,
     failed: u8,
     fd: bool,
@@ -50,9 +52,10 @@ fn index(mailbox: Mailbox) -> u32 {
 }
 
 impl Can {
-    pub(crate) const fn new() -> Self {
+    pub(crate) const fn new(bus: usize) -> Self {
         Self {
             _thread: PhantomData,
+            bus: bus as u32,
             sent: 0,
             failed: 0,
             fd: false,
@@ -63,9 +66,10 @@ impl Can {
     /// `mask`, and to all 29-bit ones.
     pub fn start(&mut self, bitrate: u32, fd: bool, (id, mask): (u16, u16)) -> Result<(), Errno> {
         self.fd = fd;
-        // SAFETY: integers only. C installs its callbacks on a device that only this value,
-        // handed out once, gives access to.
-        let rc = unsafe { raw::helio_can_start(bitrate, fd.into(), id.into(), mask.into()) };
+        let (bus, fd) = (self.bus, fd.into());
+        // SAFETY: integers; there is a bus of this number. C installs its callbacks on a device that
+        // only this value, handed out once, gives access to.
+        let rc = unsafe { raw::helio_can_start(bus, bitrate, fd, id.into(), mask.into()) };
         Errno::check(rc).map(|_| ())
     }
 
@@ -73,10 +77,12 @@ impl Can {
     pub fn receive_at(&mut self) -> Option<(Instant, CanFrame)> {
         let (mut id, mut flags, mut at_ns) = (0, 0, 0);
         let mut data = [0; 64];
-        // SAFETY: C writes at most 64 bytes to `data` and the three integers before it returns,
-        // and keeps none of the pointers. It takes its lock against the interrupt.
+        let to = data.as_mut_ptr();
+        // SAFETY: there is a bus of this number. C writes at most 64 bytes to `data` and the three
+        // integers before it returns, and keeps none of the pointers. It takes its lock against the
+        // interrupt.
         let count =
-            unsafe { raw::helio_can_receive(&mut id, &mut flags, data.as_mut_ptr(), &mut at_ns) };
+            unsafe { raw::helio_can_receive(self.bus, &mut id, &mut flags, to, &mut at_ns) };
         let data = data.get(..usize::try_from(count).ok()?)?;
         let id = match flags & 1 {
             0 => CanId::Standard(u16::try_from(id).ok()?),
@@ -93,16 +99,15 @@ impl Can {
             CanId::Extended(id) => (id, 1),
         };
         let flags = extended | if frame.fd { 2 } else { 0 };
-        let data = frame.data();
-        // SAFETY: C copies the `data.len()` bytes before it returns.
-        let rc =
-            unsafe { raw::helio_can_send(index(mailbox), id, flags, data.as_ptr(), data.len()) };
+        let (bus, mailbox, data) = (self.bus, index(mailbox), frame.data());
+        // SAFETY: there is a bus of this number. C copies the `data.len()` bytes before it returns.
+        let rc = unsafe { raw::helio_can_send(bus, mailbox, id, flags, data.as_ptr(), data.len()) };
         Errno::check(rc).map(|_| ())
     }
 
     fn look(&mut self) -> u32 {
-        // SAFETY: no arguments; C takes its lock against the interrupt.
-        let bits = unsafe { raw::helio_can_mailboxes() };
+        // SAFETY: there is a bus of this number; C takes its lock against the interrupt.
+        let bits = unsafe { raw::helio_can_mailboxes(self.bus) };
         self.sent |= bits as u8;
         self.failed |= (bits >> 8) as u8;
         bits >> 16
@@ -131,14 +136,14 @@ impl Can {
     /// Brings the controller back when it has gone off the bus, after a pause that doubles with
     /// each time in a row, 10 ms to 1 s. Call now and then.
     pub fn tend(&mut self) -> Result<(), Errno> {
-        // SAFETY: no arguments.
-        Errno::check(unsafe { raw::helio_can_tend() }).map(|_| ())
+        // SAFETY: there is a bus of this number.
+        Errno::check(unsafe { raw::helio_can_tend(self.bus) }).map(|_| ())
     }
 
     /// How the controller stands to the bus.
     pub fn state(&self) -> CanState {
-        // SAFETY: no arguments; reads registers.
-        let bits = unsafe { raw::helio_can_state() };
+        // SAFETY: there is a bus of this number; reads registers.
+        let bits = unsafe { raw::helio_can_state(self.bus) };
         CanState {
             health: match bits & 0xff {
                 0 => Health::ErrorActive,
@@ -154,14 +159,14 @@ impl Can {
 
     /// Frames lost since the start because nobody fetched them in time.
     pub fn lost(&self) -> u32 {
-        // SAFETY: no arguments; reads one word.
-        unsafe { raw::helio_can_lost() }
+        // SAFETY: there is a bus of this number; reads one word.
+        unsafe { raw::helio_can_lost(self.bus) }
     }
 
     /// Times that the controller was brought back to the bus.
     pub fn recoveries(&self) -> u32 {
-        // SAFETY: no arguments; reads one word.
-        unsafe { raw::helio_can_recoveries() }
+        // SAFETY: there is a bus of this number; reads one word.
+        unsafe { raw::helio_can_recoveries(self.bus) }
     }
 }
 

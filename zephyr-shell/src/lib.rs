@@ -28,7 +28,7 @@ mod store;
 mod udp;
 
 pub use adc::Adc;
-pub use bus::{Bus, WATCHDOG, schedule};
+pub use bus::{Buses, WATCHDOG, schedule};
 pub use can::{Can, CanState, Frame, Health};
 pub use clock::{now, reboot, session, wait_until};
 pub use errno::Errno;
@@ -42,6 +42,12 @@ pub use udp::{Client as UdpClient, Udp};
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+/// Buses that the devicetree's `heliograph,node` names. Each is known by its number, counted from 0.
+pub const BUSES: usize = match usize::from_str_radix(env!("HELIO_BUSES"), 10) {
+    Ok(count) => count,
+    Err(_) => panic!("build.rs gives a number"),
+};
+
 /// Everything that the devicetree's `heliograph,node` is connected to, not yet started.
 pub struct Peripherals {
     /// Contactor or gate transistor.
@@ -52,10 +58,10 @@ pub struct Peripherals {
     pub luminaires: Luminaires,
     /// Watchdog.
     pub watchdog: Watchdog,
-    /// The UART of the bus; with `CONFIG_HELIO_BUS_RS485` only.
-    pub rs485: Rs485,
-    /// The CAN controller of the bus; with `CONFIG_HELIO_BUS_CAN` or `_CAN_FD` only.
-    pub can: Can,
+    /// The UART of each bus; with `CONFIG_HELIO_BUS_RS485` only.
+    pub rs485: [Rs485; BUSES],
+    /// The CAN controller of each bus; with `CONFIG_HELIO_BUS_CAN` or `_CAN_FD` only.
+    pub can: [Can; BUSES],
     /// The I2C bus, for the driver of the cell monitor; with `CONFIG_HELIO_CELLS_BQ76952` only.
     pub i2c: Option<I2c>,
     /// The ADC channel of the current sensor; with `CONFIG_HELIO_ADC` only.
@@ -84,8 +90,8 @@ impl Peripherals {
             balance: Balance::new(),
             luminaires: Luminaires::new(),
             watchdog: Watchdog::new(),
-            rs485: Rs485::new(),
-            can: Can::new(),
+            rs485: core::array::from_fn(Rs485::new),
+            can: core::array::from_fn(Can::new),
             i2c: Some(I2c::new()),
             adc: Adc::new(),
             northbound: Northbound::new(),

@@ -15,11 +15,17 @@ unsafe extern "C" {
     pub fn helio_watchdog_start(timeout_ms: u32) -> i32;
     pub fn helio_watchdog_feed() -> i32;
 
-    pub fn helio_rs485_start(baud: u32) -> i32;
-    pub fn helio_rs485_read(to: *mut u8, size: usize, end_ns: *mut u64, is_break: *mut u32) -> i32;
-    pub fn helio_rs485_send(bytes: *const u8, count: usize) -> i32;
-    pub fn helio_rs485_send_break(microseconds: u32) -> i32;
-    pub fn helio_rs485_lost() -> u32;
+    pub fn helio_rs485_start(bus: u32, baud: u32) -> i32;
+    pub fn helio_rs485_read(
+        bus: u32,
+        to: *mut u8,
+        size: usize,
+        end_ns: *mut u64,
+        is_break: *mut u32,
+    ) -> i32;
+    pub fn helio_rs485_send(bus: u32, bytes: *const u8, count: usize) -> i32;
+    pub fn helio_rs485_send_break(bus: u32, microseconds: u32) -> i32;
+    pub fn helio_rs485_lost(bus: u32) -> u32;
 
     pub fn helio_i2c_start() -> i32;
     pub fn helio_i2c_transfer(
@@ -55,12 +61,31 @@ unsafe extern "C" {
     pub fn helio_store_close(count: usize) -> i32;
     pub fn helio_store_failed() -> u32;
 
-    pub fn helio_can_start(bitrate: u32, fd: u32, standard_id: u32, standard_mask: u32) -> i32;
-    pub fn helio_can_send(mailbox: u32, id: u32, flags: u32, data: *const u8, count: usize) -> i32;
-    pub fn helio_can_mailboxes() -> u32;
-    pub fn helio_can_receive(id: *mut u32, flags: *mut u32, data: *mut u8, at_ns: *mut u64) -> i32;
-    pub fn helio_can_tend() -> i32;
-    pub fn helio_can_state() -> u32;
-    pub fn helio_can_lost() -> u32;
-    pub fn helio_can_recoveries() -> u32;
+    pub fn helio_can_start(
+        bus: u32,
+        bitrate: u32,
+        fd: u32,
+        standard_id: u32,
+        standard_mask: u32,
+    ) -> i32;
+    pub fn helio_can_send(
+        bus: u32,
+        mailbox: u32,
+        id: u32,
+        flags: u32,
+        data: *const u8,
+        count: usize,
+    ) -> i32;
+    pub fn helio_can_mailboxes(bus: u32) -> u32;
+    pub fn helio_can_receive(
+        bus: u32,
+        id: *mut u32,
+        flags: *mut u32,
+        data: *mut u8,
+        at_ns: *mut u64,
+    ) -> i32;
+    pub fn helio_can_tend(bus: u32) -> i32;
+    pub fn helio_can_state(bus: u32) -> u32;
+    pub fn helio_can_lost(bus: u32) -> u32;
+    pub fn helio_can_recoveries(bus: u32) -> u32;
 }

@@ -14,27 +14,37 @@ pub enum Heard {
 }
 
 /// Half-duplex line of characters, 8N1.
-pub struct Rs485(PhantomData<*mut ()>);
+pub struct Rs485 {
+    _thread: PhantomData<*mut ()>,
+    /// In the C half; less than [`crate::BUSES`].
+    bus: u32,
+}
 
 impl Rs485 {
-    pub(crate) const fn new() -> Self {
-        Self(PhantomData)
+    pub(crate) const fn new(bus: usize) -> Self {
+        Self {
+            _thread: PhantomData,
+            bus: bus as u32,
+        }
     }
 
     /// Starts to listen.
     pub fn start(&mut self, baud: u32) -> Result<(), Errno> {
-        // SAFETY: one integer. C installs its interrupt handler on a device that only this value,
-        // handed out once, gives access to.
-        Errno::check(unsafe { raw::helio_rs485_start(baud) }).map(|_| ())
+        // SAFETY: integers; there is a bus of this number. C installs its interrupt handler on a
+        // device that only this value, handed out once, gives access to.
+        Errno::check(unsafe { raw::helio_rs485_start(self.bus, baud) }).map(|_| ())
     }
 
     /// The next run of characters, into `to`; what does not fit comes with the next call.
     pub fn receive(&mut self, to: &mut [u8]) -> Option<Heard> {
         let (mut end_ns, mut is_break) = (0, 0);
-        // SAFETY: C writes at most `to.len()` bytes to `to` and the two integers before it
-        // returns, and keeps none of the pointers. It takes its lock against the interrupt.
-        let count =
-            unsafe { raw::helio_rs485_read(to.as_mut_ptr(), to.len(), &mut end_ns, &mut is_break) };
+        let (bus, size) = (self.bus, to.len());
+        // SAFETY: there is a bus of this number. C writes at most `size` bytes to `to` and the two
+        // integers before it returns, and keeps none of the pointers. It takes its lock against the
+        // interrupt.
+        let count = unsafe {
+            raw::helio_rs485_read(bus, to.as_mut_ptr(), size, &mut end_ns, &mut is_break)
+        };
         let count = usize::try_from(count).ok()?;
         let end = Instant::from_nanos(end_ns);
         Some(match is_break {
@@ -45,21 +55,22 @@ impl Rs485 {
 
     /// Starts to send; [`Errno::BUSY`] while the last words are still on their way.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), Errno> {
-        // SAFETY: C copies the `bytes.len()` bytes before it returns.
-        Errno::check(unsafe { raw::helio_rs485_send(bytes.as_ptr(), bytes.len()) }).map(|_| ())
+        // SAFETY: there is a bus of this number. C copies the `bytes.len()` bytes before it returns.
+        let rc = unsafe { raw::helio_rs485_send(self.bus, bytes.as_ptr(), bytes.len()) };
+        Errno::check(rc).map(|_| ())
     }
 
     /// Holds the line down for about so long.
     pub fn send_break(&mut self, length: Duration) -> Result<(), Errno> {
         let us = u32::try_from(length.as_micros()).unwrap_or(u32::MAX);
-        // SAFETY: one integer.
-        Errno::check(unsafe { raw::helio_rs485_send_break(us) }).map(|_| ())
+        // SAFETY: integers; there is a bus of this number.
+        Errno::check(unsafe { raw::helio_rs485_send_break(self.bus, us) }).map(|_| ())
     }
 
     /// Characters lost since the start because nobody fetched them in time.
     pub fn lost(&self) -> u32 {
-        // SAFETY: no arguments; reads one word that the interrupt writes.
-        unsafe { raw::helio_rs485_lost() }
+        // SAFETY: there is a bus of this number; reads one word that the interrupt writes.
+        unsafe { raw::helio_rs485_lost(self.bus) }
     }
 }
 

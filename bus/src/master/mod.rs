@@ -188,6 +188,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
     }
 
     /// The line was held at the start-bit level for longer than a character.
+    // As above.
+    #[inline(never)]
     pub fn handle_break(&mut self, now: Instant) {
         self.handle_timeout(now);
         if let Medium::Serial(serial) = &mut self.medium {

@@ -623,6 +623,11 @@ fn confirm(args: &Choose) -> Result<()> {
     print_slots(common, &now)
 }
 
+/// A device that has run for less may come back from a reset older than it was, and its uptime would not tell.
+const YOUNG: Duration = Duration::from_secs(60);
+/// So it is given some time first, more than two starts differ in until they are heard of.
+const AGEING: Duration = Duration::from_secs(3);
+
 fn reset(args: &Reset) -> Result<()> {
     let common = &args.common;
     let wait = seconds("--wait", args.wait)?;
@@ -631,7 +636,12 @@ fn reset(args: &Reset) -> Result<()> {
         let status = client.raw_command(&AskStatus::default());
         status.map(|s| Duration::from_millis(s.uptime_ms))
     };
-    let before = uptime(&client).map_err(|e| common.explain(e, "ask for the uptime"))?;
+    let uptime_now = || uptime(&client).map_err(|e| common.explain(e, "ask for the uptime"));
+    let mut seen = uptime_now()?;
+    if !wait.is_zero() && seen < YOUNG {
+        std::thread::sleep(AGEING);
+        seen = uptime_now()?;
+    }
     let start = Instant::now();
     // Asked once: what was asked again for want of an answer would be a second reset, and MCUboot
     // takes back at the second what it has put on trial at the first.
@@ -663,9 +673,11 @@ fn reset(args: &Reset) -> Result<()> {
                 elapsed.as_secs_f64()
             );
         }
-        // It ran `before` long when it was asked; started anew it has run for less.
-        if uptime(&client).is_ok_and(|now| now < before + elapsed / 2) {
-            break;
+        // Whatever its clock counts, it falls back only by a restart.
+        match uptime(&client) {
+            Ok(now) if now < seen => break,
+            Ok(now) => seen = now,
+            Err(_) => {}
         }
     }
     let back = start.elapsed();

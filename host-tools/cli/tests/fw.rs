@@ -72,6 +72,11 @@ struct Device {
     received: Vec<u8>,
     gate_on: bool,
     booted: Clock,
+    /// Seconds of ours in one of the device's.
+    slow: u32,
+    /// How long after it was told it resets, and when that is.
+    reset_after: Duration,
+    reset_at: Option<Clock>,
     resets: u32,
     /// Answers that are lost on the way, for each to be asked again.
     lose: u32,
@@ -89,6 +94,9 @@ impl Device {
             received: Vec::new(),
             gate_on: false,
             booted: Clock::now() - Duration::from_secs(100),
+            slow: 1,
+            reset_after: Duration::ZERO,
+            reset_at: None,
             resets: 0,
             lose: 0,
             lose_reset: false,
@@ -104,6 +112,7 @@ impl Device {
             self.slots.swap(0, 1);
         }
         self.booted = Clock::now();
+        self.reset_at = None;
         self.resets += 1;
         self.lose += u32::from(std::mem::take(&mut self.lose_reset));
     }
@@ -153,6 +162,9 @@ impl Device {
             Ok(request) => request,
             Err(refusal) => return refusal,
         };
+        if self.reset_at.is_some_and(|at| Clock::now() >= at) {
+            self.reset();
+        }
         if let Some(length) = standard::handle(&request, out, MAX_TUNNELLED as u16, &[]) {
             return length;
         }
@@ -164,14 +176,17 @@ impl Device {
                 return request.reply(out).rc(Rc::BadState);
             }
             (0, 5, Op::Write) => {
-                self.reset();
+                match self.reset_after {
+                    Duration::ZERO => self.reset(),
+                    after => self.reset_at = Some(Clock::now() + after),
+                }
                 Some(cbor!({}).unwrap())
             }
             (1, 0, Op::Read) => Some(self.images()),
             (1, 0, Op::Write) => self.mark(&body),
             (1, 1, Op::Write) => Some(self.upload(&body)),
             (GROUP, STATUS, Op::Read) => {
-                let ms = self.booted.elapsed().as_millis() as u64;
+                let ms = (self.booted.elapsed() / self.slow).as_millis() as u64;
                 Some(cbor!({"uptime_ms" => ms, "nodes" => nodes}).unwrap())
             }
             _ => return request.reply(out).rc(Rc::NotSupported),
@@ -446,6 +461,23 @@ fn a_reset_whose_answer_is_lost_is_not_asked_for_again() {
     plant.with(0, |d| d.lose_reset = true);
     plant.json(&["reset", "--target", "master", "--wait", "20"]);
     assert_eq!(plant.with(0, |d| d.resets), 1);
+}
+
+#[test]
+fn a_device_with_a_slow_clock_is_not_back_before_it_was_away() {
+    let plant = Plant::new();
+    plant.with(3, |d| (d.slow, d.reset_after) = (4, Duration::from_secs(2)));
+    let back = plant.json(&["reset", "--target", "slave:3", "--wait", "20"]);
+    assert_eq!(plant.with(3, |d| d.resets), 1);
+    assert!(back["back_after_s"].as_f64().unwrap() >= 2.0);
+}
+
+#[test]
+fn a_device_that_has_just_started_is_seen_to_restart() {
+    let plant = Plant::new();
+    plant.with(3, |d| d.booted = Clock::now());
+    plant.json(&["reset", "--target", "slave:3", "--wait", "20"]);
+    assert_eq!(plant.with(3, |d| d.resets), 1);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One master and some slaves, each a firmware in emulation, on the bus of `helio hub`.
+"""One master and some slaves, each a firmware in emulation, on the bus or buses of `helio hub`.
 
 Used by the pytest harness and by tools/plant. A firmware is an image of native_sim (zephyr.exe) or of
 mps2/an386 (zephyr.elf, run in QEMU); which one, the file tells.
@@ -65,10 +65,41 @@ class Firmware:
         self.process.wait()
 
 
-class Plant:
-    """A bus, a master on it and as many slaves as are added."""
+class Wire:
+    """One bus: a hub, and where firmwares find it."""
 
-    def __init__(self, master, slave, bus="rs485", ends=8, ratio=1.0, helio=None, directory=None):
+    def __init__(self, kind, ends, directory, helio):
+        self.can, self.ptys, self.line = directory / "can", directory / "bus", directory / "line"
+        self.next_end = 0
+        command = [helio, "hub", "--json"]
+        if kind == "can":
+            command += ["--can", str(self.can)]
+        else:
+            command += ["--ptys", str(ends), "--dir", str(self.ptys), "--listen", str(self.line)]
+        self.hub = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, preexec_fn=urgent)
+        if not select.select([self.hub.stdout], [], [], 20)[0] or not self.hub.stdout.readline():
+            raise RuntimeError("helio hub did not start")
+
+    def end(self):
+        """A terminal of an RS485 bus that nobody has yet."""
+        self.next_end += 1
+        return self.ptys / str(self.next_end - 1)
+
+    def stop(self):
+        """Its figures."""
+        self.hub.send_signal(signal.SIGINT)
+        try:
+            figures = self.hub.communicate(timeout=10)[0]
+        except subprocess.TimeoutExpired:
+            self.hub.kill()
+            figures = b""
+        return json.loads(figures) if figures.strip() else {}
+
+
+class Plant:
+    """Some buses, a master on all of them and as many slaves as are added."""
+
+    def __init__(self, master, slave, bus="rs485", ends=8, ratio=1.0, helio=None, directory=None, buses=1):
         self.master_image, self.slave_image = pathlib.Path(master), pathlib.Path(slave)
         self.bus = bus
         self.ratio = ratio_of(master) if self.master_image.suffix == ".elf" else ratio
@@ -76,15 +107,11 @@ class Plant:
         self.dir.mkdir(parents=True, exist_ok=True)
         self.slaves, self.kept, self.client, self.master = {}, [], None, None
         self.udp_port = None
-        self.next_end = 0
-        command = [helio or find_helio(), "hub", "--json"]
-        if bus == "can":
-            command += ["--can", str(self.dir / "can")]
-        else:
-            command += ["--ptys", str(ends), "--dir", str(self.dir / "bus"), "--listen", str(self.dir / "line")]
-        self.hub = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, preexec_fn=urgent)
-        if not select.select([self.hub.stdout], [], [], 20)[0] or not self.hub.stdout.readline():
-            raise RuntimeError("helio hub did not start")
+        self.wires = []
+        for n in range(buses):
+            place = self.dir / f"wire{n}"
+            place.mkdir(exist_ok=True)
+            self.wires.append(Wire(bus, ends, place, helio or find_helio()))
 
     def __enter__(self):
         return self
@@ -96,7 +123,7 @@ class Plant:
         image = self.master_image
         if image.suffix == ".elf":
             clients = self.dir / "clients"
-            command = self.qemu(image, 0xFFFF) + ["-serial", f"unix:{clients},server=on,wait=off"]
+            command = self.qemu(image, self.wires[0], 0xFFFF) + ["-serial", f"unix:{clients},server=on,wait=off"]
             self.master = Firmware("master", command, self.dir / "master.log")
             deadline = time.monotonic() + 10
             while not clients.exists() and time.monotonic() < deadline:
@@ -114,7 +141,7 @@ class Plant:
                 ["python3", "-c", JOINER, str(ours), str(other)], pass_fds=[ours, other], preexec_fn=urgent
             )
             clients, line = os.ttyname(clients), os.ttyname(theirs)
-            command = self.native(image) + [f"--northbound_port={line}"]
+            command = self.native(image, *self.wires) + [f"--northbound_port={line}"]
             if "CONFIG_HELIO_NORTHBOUND_UDP=y" in (image.parent / ".config").read_text():
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
                     free.bind(("127.0.0.1", 0))
@@ -124,30 +151,31 @@ class Plant:
         self.client = Client(clients)
         self.client.ratio = self.ratio
 
-    def add_slave(self, uid, over_voltage_ms=0, hang_ms=0, image=None):
+    def add_slave(self, uid, over_voltage_ms=0, hang_ms=0, image=None, bus=0):
         image = pathlib.Path(image or self.slave_image)
         if image.suffix == ".elf":
-            command = self.qemu(image, uid, over_voltage_ms, hang_ms)
+            command = self.qemu(image, self.wires[bus], uid, over_voltage_ms, hang_ms)
         else:
-            command = self.native(image) + [f"--uid={uid}"]
+            command = self.native(image, self.wires[bus]) + [f"--uid={uid}"]
         self.slaves[uid] = Firmware(f"slave {uid}", command, self.dir / f"slave-{uid}.log")
         return self.slaves[uid]
 
-    def native(self, image):
+    def native(self, image, *wires):
         command = [str(image), f"--rt-ratio={self.ratio}"]
-        if self.bus == "can":
-            return command + [f"--can-hub={self.dir / 'can'}"]
-        self.next_end += 1
-        return command + [f"--rs485_port={self.dir / 'bus' / str(self.next_end - 1)}"]
+        for n, wire in enumerate(wires):
+            # As the nodes are called in the overlays of the apps.
+            node = ("hubcan" if self.bus == "can" else "rs485") + (f"-{n}" if n else "")
+            command.append(f"--{node}-hub={wire.can}" if self.bus == "can" else f"--{node}_port={wire.end()}")
+        return command
 
-    def qemu(self, image, uid, over_voltage_ms=0, hang_ms=0):
+    def qemu(self, image, wire, uid, over_voltage_ms=0, hang_ms=0):
         words = uid | over_voltage_ms << 64 | hang_ms << 96
         command = "qemu-system-arm -machine mps2-an386 -cpu cortex-m4 -display none -monitor none".split()
         for n in range(2):
             part = words >> 64 * n & (1 << 64) - 1
             command += ["-device", f"loader,addr={UID_ADDRESS + 8 * n:#x},data={part:#x},data-len=8"]
         command += ["-kernel", str(image), "-serial", "stdio"]
-        command += ["-chardev", f"socket,id=bus,path={self.dir / 'line'}", "-serial", "chardev:bus"]
+        command += ["-chardev", f"socket,id=bus,path={wire.line}", "-serial", "chardev:bus"]
         return command
 
     def kill(self, uid):
@@ -181,23 +209,18 @@ class Plant:
         raise TimeoutError(f"not {what} within {seconds} s; there are {sorted(members)}")
 
     def stop(self):
-        """Ends all; the hub's figures."""
+        """Ends all; the figures of each bus's hub."""
         for firmware in [self.master, *self.slaves.values()]:
             if firmware:
                 firmware.kill()
-        self.hub.send_signal(signal.SIGINT)
-        try:
-            figures = self.hub.communicate(timeout=10)[0]
-        except subprocess.TimeoutExpired:
-            self.hub.kill()
-            figures = b""
+        figures = [wire.stop() for wire in self.wires]
         if joiner := getattr(self, "joiner", None):
             joiner.kill()
             joiner.wait()
         for fd in self.kept:
             os.close(fd)
         self.kept = []
-        return json.loads(figures) if figures.strip() else {}
+        return figures
 
 
 JOINER = """

@@ -191,7 +191,8 @@ def test_cells_of_a_bq76952_arrive_at_the_master(plant, images):
     while not record and time.monotonic() < deadline:
         records, since = plant.client.records(since)
         for r in records:
-            if r["kind"] == "slave" and r["node"] == node[0] and r["cells_mv"]:
+            # The first may be of before its first cells came.
+            if r["kind"] == "slave" and r["node"] == node[0] and r["cells_mv"] and None not in r["cells_mv"]:
                 record = r
         time.sleep(0.3)
     # What zephyr/emul/bq76952_emul.c measures; the bus carries whole degrees.

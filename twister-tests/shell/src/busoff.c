@@ -48,7 +48,7 @@ static int recover(const struct device *dev, k_timeout_t timeout)
 /* Sends a frame, which goes out, or not. */
 static void send(int error)
 {
-	zassert_ok(helio_can_send(0, 1, 0, "x", 1));
+	zassert_ok(helio_can_send(0, 0, 1, 0, "x", 1));
 	fake_can_send_fake.arg3_val(can, error, fake_can_send_fake.arg4_val);
 }
 
@@ -59,7 +59,7 @@ static void start(void *unused)
 	fake_can_get_state_fake.custom_fake = tell_state;
 	fake_can_recover_fake.custom_fake = recover;
 	state = CAN_STATE_ERROR_ACTIVE;
-	zassert_ok(helio_can_start(1000000, 1, 0, 0));
+	zassert_ok(helio_can_start(0, 1000000, 1, 0, 0));
 	send(0);
 }
 
@@ -73,14 +73,14 @@ static void off_for(uint32_t pause_ms)
 	uint64_t due_ns = helio_now_ns() + pause_ms * NSEC_PER_MSEC;
 
 	become(CAN_STATE_BUS_OFF);
-	zassert_equal(helio_can_state() & 0xffff, CAN_STATE_BUS_OFF | 255 << 8);
+	zassert_equal(helio_can_state(0) & 0xffff, CAN_STATE_BUS_OFF | 255 << 8);
 	while (helio_now_ns() + 2 * NSEC_PER_MSEC < due_ns) {
-		zassert_ok(helio_can_tend());
+		zassert_ok(helio_can_tend(0));
 		k_sleep(K_MSEC(1));
 	}
 	zassert_equal(fake_can_recover_fake.call_count, before, "back within %u ms", pause_ms);
 	k_sleep(K_MSEC(3));
-	zassert_ok(helio_can_tend());
+	zassert_ok(helio_can_tend(0));
 	zassert_equal(fake_can_recover_fake.call_count, before + 1, "not back after %u ms", pause_ms);
 }
 
@@ -91,7 +91,7 @@ ZTEST(busoff, test_recovery_is_ours_and_not_the_controller_s)
 
 ZTEST(busoff, test_the_pause_doubles_with_each_time_in_a_row_up_to_a_second)
 {
-	uint32_t before = helio_can_recoveries();
+	uint32_t before = helio_can_recoveries(0);
 
 	for (uint32_t pause_ms = 10; pause_ms < 1000; pause_ms *= 2) {
 		off_for(pause_ms);
@@ -99,7 +99,7 @@ ZTEST(busoff, test_the_pause_doubles_with_each_time_in_a_row_up_to_a_second)
 	}
 	off_for(1000);
 	off_for(1000);
-	zassert_equal(helio_can_recoveries() - before, 9);
+	zassert_equal(helio_can_recoveries(0) - before, 9);
 }
 
 ZTEST(busoff, test_a_frame_that_went_out_ends_the_row)
@@ -116,8 +116,8 @@ ZTEST(busoff, test_a_recovery_that_takes_its_time_is_no_error)
 	fake_can_recover_fake.return_val = -EAGAIN;
 	become(CAN_STATE_BUS_OFF);
 	k_sleep(K_MSEC(11));
-	zassert_ok(helio_can_tend());
+	zassert_ok(helio_can_tend(0));
 	fake_can_recover_fake.return_val = -EIO;
 	k_sleep(K_MSEC(21));
-	zassert_equal(helio_can_tend(), -EIO);
+	zassert_equal(helio_can_tend(0), -EIO);
 }

@@ -6,7 +6,14 @@
 
 #define MS NSEC_PER_MSEC
 
-ZTEST_SUITE(clock, NULL, NULL, NULL, NULL, NULL);
+/* News of the tests before would end a wait early. */
+static void forget(void *unused)
+{
+	ARG_UNUSED(unused);
+	helio_wait_until(0, 0);
+}
+
+ZTEST_SUITE(clock, NULL, NULL, forget, NULL, NULL);
 
 ZTEST(clock, test_time_never_runs_backwards)
 {
@@ -56,6 +63,7 @@ ZTEST(clock, test_a_spinning_wait_is_late_by_less_than_a_tick)
 
 	uint64_t late = helio_now_ns() - deadline;
 
+	zassert_true((int64_t)late >= 0, "early");
 	zassert_true(late < NSEC_PER_SEC / CONFIG_SYS_CLOCK_TICKS_PER_SEC, "%u ns late",
 		     (uint32_t)late);
 }

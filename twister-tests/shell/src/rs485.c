@@ -9,15 +9,21 @@
 #include "helio_shell.h"
 
 static const struct device *const line = DEVICE_DT_GET(DT_NODELABEL(line));
+static const struct device *const other = DEVICE_DT_GET(DT_NODELABEL(other_line));
 
 static uint8_t got[256];
 static uint64_t end_ns;
 static uint32_t is_break;
 
-static int read(void)
+static int read_from(uint32_t bus)
 {
 	is_break = 0;
-	return helio_rs485_read(got, sizeof(got), &end_ns, &is_break);
+	return helio_rs485_read(bus, got, sizeof(got), &end_ns, &is_break);
+}
+
+static int read(void)
+{
+	return read_from(0);
 }
 
 static void hear(const void *bytes, size_t count)
@@ -27,9 +33,9 @@ static void hear(const void *bytes, size_t count)
 	k_sleep(K_USEC(200));
 }
 
-/* What has left the UART. The line takes it at once, so that it is all said soon. */
+/* What has left the UART of bus 0, and how much the other's. Lines take it at once, so that it is all said soon. */
 static uint8_t said[256];
-static size_t said_count;
+static size_t said_count, said_elsewhere;
 
 static void take(const struct device *dev, size_t size, void *unused)
 {
@@ -38,11 +44,22 @@ static void take(const struct device *dev, size_t size, void *unused)
 	said_count += uart_emul_get_tx_data(dev, said + said_count, sizeof(said) - said_count);
 }
 
+static void take_other(const struct device *dev, size_t size, void *unused)
+{
+	uint8_t some[256];
+
+	ARG_UNUSED(size);
+	ARG_UNUSED(unused);
+	said_elsewhere += uart_emul_get_tx_data(dev, some, sizeof(some));
+}
+
 static void *setup(void)
 {
 	uart_emul_callback_tx_data_ready_set(line, take, NULL);
+	uart_emul_callback_tx_data_ready_set(other, take_other, NULL);
 	zassert_ok(helio_node_init());
-	zassert_ok(helio_rs485_start(1000000));
+	zassert_ok(helio_rs485_start(0, 1000000));
+	zassert_ok(helio_rs485_start(1, 1000000));
 	return NULL;
 }
 
@@ -50,9 +67,10 @@ static void silence(void *unused)
 {
 	ARG_UNUSED(unused);
 	k_sleep(K_MSEC(3));
-	while (read() >= 0) {
+	while (read() >= 0 || read_from(1) >= 0) {
 	}
 	said_count = 0;
+	said_elsewhere = 0;
 }
 
 ZTEST_SUITE(rs485, NULL, setup, silence, NULL, NULL);
@@ -93,7 +111,7 @@ ZTEST(rs485, test_a_pause_separates_and_each_keeps_its_own_end)
 ZTEST(rs485, test_what_does_not_fit_the_reader_is_not_lost)
 {
 	hear("abcdefgh", 8);
-	zassert_equal(helio_rs485_read(got, 5, &end_ns, &is_break), 5);
+	zassert_equal(helio_rs485_read(0, got, 5, &end_ns, &is_break), 5);
 	zassert_mem_equal(got, "abcde", 5);
 	zassert_equal(read(), 3);
 	zassert_mem_equal(got, "fgh", 3);
@@ -124,7 +142,7 @@ ZTEST(rs485, test_a_single_zero_is_no_break)
 
 ZTEST(rs485, test_a_frame_goes_out_whole)
 {
-	zassert_ok(helio_rs485_send("hello", 5));
+	zassert_ok(helio_rs485_send(0, "hello", 5));
 	k_sleep(K_MSEC(2));
 	zassert_equal(said_count, 5, "%d", (int)said_count);
 	zassert_mem_equal(said, "hello", 5);
@@ -134,14 +152,14 @@ ZTEST(rs485, test_the_driver_is_off_when_all_is_said)
 {
 	const struct device *pins = DEVICE_DT_GET(DT_NODELABEL(pins));
 
-	zassert_ok(helio_rs485_send("hello", 5));
+	zassert_ok(helio_rs485_send(0, "hello", 5));
 	k_sleep(K_MSEC(2));
 	zassert_equal(gpio_emul_output_get(pins, 0), 0);
 }
 
 ZTEST(rs485, test_a_break_is_zeros_for_as_long)
 {
-	zassert_ok(helio_rs485_send_break(60));
+	zassert_ok(helio_rs485_send_break(0, 60));
 	k_sleep(K_MSEC(2));
 	zassert_equal(said_count, 60 * (CONFIG_HELIO_BUS_BITRATE / 1000000) / 10, "%d",
 		      (int)said_count);
@@ -150,25 +168,63 @@ ZTEST(rs485, test_a_break_is_zeros_for_as_long)
 	}
 }
 
+ZTEST(rs485, test_what_one_bus_hears_the_other_does_not)
+{
+	hear("one", 3);
+	zassert_equal(uart_emul_put_rx_data(other, "two", 3), 3);
+	k_sleep(K_USEC(200));
+	zassert_equal(read_from(1), 3);
+	zassert_mem_equal(got, "two", 3);
+	zassert_equal(read_from(1), -EAGAIN);
+	zassert_equal(read(), 3);
+	zassert_mem_equal(got, "one", 3);
+}
+
+ZTEST(rs485, test_each_bus_sends_for_itself_with_its_own_driver)
+{
+	const struct device *pins = DEVICE_DT_GET(DT_NODELABEL(pins));
+
+	/* Before the emulator's interrupt, which is a thread. */
+	k_sched_lock();
+	int first = helio_rs485_send(1, "other", 5);
+	int again = helio_rs485_send(1, "late", 4);
+	bool drives = gpio_emul_output_get(pins, 7), drives_here = gpio_emul_output_get(pins, 0);
+	int here = helio_rs485_send(0, "here", 4);
+
+	k_sched_unlock();
+	zassert_ok(first);
+	zassert_ok(here);
+	if (!IS_ENABLED(CONFIG_ARCH_POSIX)) {
+		zassert_equal(again, -EBUSY);
+		zassert_true(drives);
+	}
+	zassert_false(drives_here);
+	k_sleep(K_MSEC(2));
+	zassert_equal(said_elsewhere, IS_ENABLED(CONFIG_ARCH_POSIX) ? 9 : 5);
+	zassert_equal(said_count, 4);
+	zassert_mem_equal(said, "here", 4);
+	zassert_equal(gpio_emul_output_get(pins, 7), 0);
+}
+
 ZTEST(rs485, test_nothing_and_too_much_are_refused)
 {
 	static const uint8_t much[129];
 
-	zassert_equal(helio_rs485_send(much, 0), -EINVAL);
-	zassert_equal(helio_rs485_send(much, sizeof(much)), -EINVAL);
+	zassert_equal(helio_rs485_send(0, much, 0), -EINVAL);
+	zassert_equal(helio_rs485_send(0, much, sizeof(much)), -EINVAL);
 }
 
 ZTEST(rs485, test_a_reader_who_sleeps_loses_and_learns_how_much)
 {
 	static uint8_t flood[400];
-	uint32_t before = helio_rs485_lost();
+	uint32_t before = helio_rs485_lost(0);
 
 	for (int i = 0; i < 4; i++) {
 		memset(flood, 'a' + i, sizeof(flood));
 		hear(flood, sizeof(flood));
 		k_sleep(K_MSEC(2));
 	}
-	zassert_equal(helio_rs485_lost() - before, 4 * 400 - 1024);
+	zassert_equal(helio_rs485_lost(0) - before, 4 * 400 - 1024);
 	silence(NULL);
 	hear("alive", 5);
 	zassert_equal(read(), 5);

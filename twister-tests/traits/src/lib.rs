@@ -8,8 +8,10 @@ use zephyr_shell::Peripherals;
 
 #[cfg(CONFIG_HELIO_BUS_RS485)]
 fn exercise(mut parts: Peripherals) -> Result<&'static str, &'static str> {
-    parts.rs485.start(1_000_000).map_err(|_| "no line")?;
-    echo(&mut parts.rs485)?;
+    for line in &mut parts.rs485 {
+        line.start(1_000_000).map_err(|_| "no line")?;
+        echo(line)?;
+    }
     let mut i2c = parts.i2c.ok_or("no I2C")?;
     let address = i2c.start().map_err(|_| "no chip in the devicetree")?;
     chip(&mut i2c, address)?;
@@ -60,13 +62,12 @@ fn chip<B: embedded_hal::i2c::I2c>(bus: &mut B, address: u8) -> Result<(), &'sta
 #[cfg(CONFIG_HELIO_BUS_CAN)]
 fn exercise(mut parts: Peripherals) -> Result<&'static str, &'static str> {
     use helio_units::Duration;
-    parts
-        .can
-        .start(1_000_000, false, (0, 0))
+    let [can] = &mut parts.can;
+    can.start(1_000_000, false, (0, 0))
         .map_err(|_| "no controller")?;
     // loopback.c is done then.
     zephyr_shell::wait_until(zephyr_shell::now() + Duration::from_millis(200), false);
-    swap(&mut parts.can)?;
+    swap(can)?;
     Ok("embedded-can holds")
 }
 

@@ -98,15 +98,20 @@ struct controller_data {
 struct controller_config {
 	const struct can_driver_config common;
 	const char *hub;
+	/* From the command line, or NULL. */
+	const char *const *own_hub;
 };
 
-static const char *hub_option;
+static const char *hub_of_all;
 
 static const char *hub_of(const struct device *dev)
 {
 	const struct controller_config *config = dev->config;
 
-	return hub_option != NULL ? hub_option : config->hub;
+	if (*config->own_hub != NULL) {
+		return *config->own_hub;
+	}
+	return hub_of_all != NULL ? hub_of_all : config->hub;
 }
 
 static uint32_t bit_rate(const struct can_timing *t)
@@ -695,9 +700,11 @@ static int controller_init(const struct device *dev)
 }
 
 #define CONTROLLER_INIT(inst)                                                                      \
+	static const char *own_hub_##inst;                                                         \
 	static const struct controller_config controller_config_##inst = {                         \
 		.common = CAN_DT_DRIVER_CONFIG_INST_GET(inst, 0, 8000000),                         \
 		.hub = DT_INST_PROP(inst, hub),                                                    \
+		.own_hub = &own_hub_##inst,                                                        \
 	};                                                                                         \
 	static struct controller_data controller_data_##inst;                                      \
 	CAN_DEVICE_DT_INST_DEFINE(inst, controller_init, NULL, &controller_data_##inst,            \
@@ -706,6 +713,15 @@ static int controller_init(const struct device *dev)
 
 DT_INST_FOREACH_STATUS_OKAY(CONTROLLER_INIT)
 
+#define OWN_OPTION(inst)                                                                           \
+	{                                                                                          \
+		.option = DT_NODE_FULL_NAME(DT_DRV_INST(inst)) "-hub",                             \
+		.name = "address",                                                                 \
+		.type = 's',                                                                       \
+		.dest = (void *)&own_hub_##inst,                                                   \
+		.descript = "The same for this controller alone",                                  \
+	},
+
 static void add_options(void)
 {
 	static struct args_struct_t options[] = {
@@ -713,9 +729,10 @@ static void add_options(void)
 			.option = "can-hub",
 			.name = "address",
 			.type = 's',
-			.dest = (void *)&hub_option,
+			.dest = (void *)&hub_of_all,
 			.descript = "Where the CAN hub listens: 127.0.0.1:PORT, or a path",
 		},
+		DT_INST_FOREACH_STATUS_OKAY(OWN_OPTION)
 		ARG_TABLE_ENDMARKER,
 	};
 
