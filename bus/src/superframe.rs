@@ -894,6 +894,9 @@ pub enum Place {
     Idle,
 }
 
+/// Takes a place and the length of what is said in it; true when that is enough.
+type Put<'a> = dyn FnMut(Place, Duration) -> bool + 'a;
+
 /// Where everything is until the next beacon.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -961,20 +964,23 @@ impl Plan {
         if let Some(length) = plan.asks_length() {
             at += length + timing.mini();
         }
-        for (_, length) in plan.state_pass() {
+        plan.state_pass(&mut |_, length| {
             at += length + timing.mini();
-        }
+            false
+        });
         let pair = timing.pair();
         let middle = at;
         at += pair * plan.pairs.min(1).into();
         let ranges = at;
-        for (_, length) in plan.range_pass() {
+        plan.range_pass(&mut |_, length| {
             at += length + timing.mini();
-        }
+            false
+        });
         let windows = at;
-        for (_, length) in plan.further_pairs() {
+        plan.further_pairs(&mut |_, length| {
             at += length + timing.mini();
-        }
+            false
+        });
         let last = plan.stop() - timing.mini();
         let room = last.since(at).as_nanos();
         let join = timing.join().as_nanos().max(1);
@@ -1025,44 +1031,58 @@ impl Plan {
         (index < 2 * each).then(|| half + after)
     }
 
-    fn call(&self) -> Option<(Place, Duration)> {
-        let length = self.timing.run(HERE_LEN);
-        self.calls.then_some((Place::Call, length))
+    // Each of these puts its places, and is told by `put` when it is enough.
+
+    fn call(&self, put: &mut Put<'_>) -> bool {
+        self.calls && put(Place::Call, self.timing.run(HERE_LEN))
     }
 
     /// The pass of states, with the calls before and behind them.
-    fn state_pass(&self) -> impl Iterator<Item = (Place, Duration)> {
+    fn state_pass(&self, put: &mut Put<'_>) -> bool {
         let t = self.timing;
         let between = t.between_calls(t.slot(STATE_LEN), CALL_EVERY);
-        let seats = (1..=self.seats).filter_map(NodeId::new);
-        let states = seats.filter_map(|n| Some((n, self.role(n).state_len()?)));
-        let states = (0u64..).zip(states).flat_map(move |(i, (node, len))| {
-            let call = self.call().filter(|_| i.is_multiple_of(between));
-            call.into_iter().chain([(Place::State(node), t.run(len))])
-        });
-        states.chain(self.call())
+        let mut states = 0u64;
+        for node in (1..=self.seats).filter_map(NodeId::new) {
+            let Some(len) = self.role(node).state_len() else {
+                continue;
+            };
+            let due = states.is_multiple_of(between);
+            states += 1;
+            if due && self.call(put) || put(Place::State(node), t.run(len)) {
+                return true;
+            }
+        }
+        self.call(put)
     }
 
     /// The pass of ranges, with the calls between them.
-    fn range_pass(&self) -> impl Iterator<Item = (Place, Duration)> {
+    fn range_pass(&self, put: &mut Put<'_>) -> bool {
         let t = self.timing;
         let between = t.ranges_between_calls();
-        let seats = (1..=self.seats).filter_map(NodeId::new);
-        let ranges = seats.filter_map(|n| Some((n, self.role(n).ranges_len()?)));
-        (0u64..).zip(ranges).flat_map(move |(i, (node, len))| {
-            let call = self.call().filter(|_| i > 0 && i.is_multiple_of(between));
-            call.into_iter().chain([(Place::Ranges(node), t.run(len))])
-        })
+        let mut ranges = 0u64;
+        for node in (1..=self.seats).filter_map(NodeId::new) {
+            let Some(len) = self.role(node).ranges_len() else {
+                continue;
+            };
+            let due = ranges > 0 && ranges.is_multiple_of(between);
+            ranges += 1;
+            if due && self.call(put) || put(Place::Ranges(node), t.run(len)) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Windows behind the ranges, with a call before the first of so many pairs.
-    fn further_pairs(&self) -> impl Iterator<Item = (Place, Duration)> {
-        (0..self.pairs.saturating_sub(1)).flat_map(|pair| {
-            let call = self
-                .call()
-                .filter(|_| pair.is_multiple_of(self.pairs_between_calls()));
-            call.into_iter().chain(self.windows())
-        })
+    fn further_pairs(&self, put: &mut Put<'_>) -> bool {
+        let between = self.pairs_between_calls();
+        (0..self.pairs.saturating_sub(1))
+            .any(|pair| pair.is_multiple_of(between) && self.call(put) || self.windows(put))
+    }
+
+    fn windows(&self, put: &mut Put<'_>) -> bool {
+        let length = self.timing.run(FRAGMENT_LEN);
+        put(Place::ToSlave, length) || put(Place::ToMaster, length)
     }
 
     fn pairs_between_calls(&self) -> u8 {
@@ -1071,59 +1091,67 @@ impl Plan {
         fit.unwrap_or(0).clamp(8, u64::from(MAX_PAIRS)) as u8
     }
 
-    fn windows(&self) -> [(Place, Duration); 2] {
-        let length = self.timing.run(FRAGMENT_LEN);
-        [Place::ToSlave, Place::ToMaster].map(|place| (place, length))
-    }
-
-    /// All places in order, with the start of the frame and of the minislot behind it.
-    pub fn places(&self) -> impl Iterator<Item = (Place, Instant, Instant)> {
+    /// Looks at all places in order, with the start of the frame and of the minislot behind it, until `look` says that it
+    /// is enough.
+    // Not an iterator: there is one of it in an image, however many look.
+    #[inline(never)]
+    pub fn places(&self, look: &mut dyn FnMut(Place, Instant, Instant) -> bool) {
         let t = self.timing;
-        let asks = self.asks_length().map(|length| (Place::Asks, length));
-        let head = core::iter::once((Place::Head, Duration::ZERO));
-        let middle = self
-            .windows()
-            .into_iter()
-            .take(usize::from(self.pairs.min(1)) * 2);
-        let joins = (0..self.joins).flat_map(move |index| {
-            let due = self.group.is_some_and(|group| index.is_multiple_of(group));
-            let call = self.call().filter(|_| due);
-            let join = t.answer() + t.run(ANSWER_LEN);
-            call.into_iter().chain([(Place::Join, join)])
-        });
-        let fixed = head.chain(asks).chain(self.state_pass()).chain(middle);
-        let fixed = fixed.chain(self.range_pass()).chain(self.further_pairs());
         let mut at = self.origin;
-        let stop = self.stop();
-        let idle = core::iter::from_fn(move || Some((Place::Idle, Duration::ZERO)));
-        let mut next = fixed.chain(joins).chain(idle);
-        core::iter::from_fn(move || {
-            let (place, mut length) = next.next()?;
+        let mut put = |place, length| {
             let start = at;
-            if place == Place::Idle {
-                // The last minislot ends just before the guards of the next beacon.
-                let left = stop.since(start).as_nanos();
-                let mini = t.mini().as_nanos();
-                let piece = t.bytes(t.piece).as_nanos();
-                length = Duration::from_nanos(match left.checked_sub(mini)? {
-                    left if left > piece => piece.min(left.saturating_sub(mini)),
-                    left => left,
-                });
-            }
             let minislot = start + length + t.guard;
             at = minislot + t.brk + t.guard;
-            Some((place, start, minislot))
-        })
+            look(place, start, minislot)
+        };
+        let asks = self.asks_length();
+        if put(Place::Head, Duration::ZERO)
+            || asks.is_some_and(|length| put(Place::Asks, length))
+            || self.state_pass(&mut put)
+            || self.pairs > 0 && self.windows(&mut put)
+            || self.range_pass(&mut put)
+            || self.further_pairs(&mut put)
+        {
+            return;
+        }
+        let join = t.answer() + t.run(ANSWER_LEN);
+        for index in 0..self.joins {
+            let due = self.group.is_some_and(|group| index.is_multiple_of(group));
+            if due && self.call(&mut put) || put(Place::Join, join) {
+                return;
+            }
+        }
+        // The last minislot ends just before the guards of the next beacon.
+        let (mini, piece) = (t.mini().as_nanos(), t.bytes(t.piece).as_nanos());
+        while let Some(left) = self.stop().since(at).as_nanos().checked_sub(mini) {
+            let length = match left > piece {
+                true => piece.min(left.saturating_sub(mini)),
+                false => left,
+            };
+            let start = at;
+            let minislot = start + Duration::from_nanos(length) + t.guard;
+            at = minislot + t.brk + t.guard;
+            if look(Place::Idle, start, minislot) {
+                return;
+            }
+        }
     }
 
-    /// Starts of all minislots in order, from the start of the beacon to the end of the next one.
-    pub fn minislots(&self) -> impl Iterator<Item = Instant> {
+    /// Looks at the starts of all minislots in order, from the start of the beacon to the end of the next one, until `look`
+    /// says that it is enough.
+    // As above.
+    #[inline(never)]
+    pub fn minislots(&self, look: &mut dyn FnMut(Instant) -> bool) {
         let t = self.timing;
         let beacon = beacon_len(self.seats);
         let head = beacon + usize::from(self.orders) * ORDER_LEN;
         let length = t.beacon(self.seats);
-        let head = t.minislots_in(self.beacon - length, head);
-        let places = self.places().flat_map(move |(place, start, minislot)| {
+        let mut within = |start, len| t.minislots_in(start, len).any(&mut *look);
+        let mut enough = within(self.beacon - length, head);
+        if enough {
+            return;
+        }
+        self.places(&mut |place, start, minislot| {
             let is_join = place == Place::Join;
             let len = match place {
                 Place::State(node) => self.role(node).state_len(),
@@ -1135,28 +1163,49 @@ impl Plan {
             let claimed = start + t.run(CLAIM_LEN) + t.guard;
             let claimed = (is_join && t.is_join_cut()).then_some(claimed);
             let answer = if is_join { ANSWER_LEN } else { 0 };
-            let inner = t.minislots_in(start, len.unwrap_or(0)).chain(claimed);
-            let inner = inner.chain(t.minislots_in(start + t.answer(), answer));
-            inner.chain([minislot])
+            enough = t.minislots_in(start, len.unwrap_or(0)).any(&mut *look)
+                || claimed.is_some_and(&mut *look)
+                || t.minislots_in(start + t.answer(), answer).any(&mut *look)
+                || look(minislot);
+            enough
         });
-        let next = t.minislots_in(self.beacon + self.length - length, beacon);
-        head.chain(places).chain(next)
+        let _ = enough || {
+            let next = self.beacon + self.length - length;
+            t.minislots_in(next, beacon).any(&mut *look)
+        };
+    }
+
+    /// The start of the first place of which `wanted` says so.
+    fn find(&self, wanted: impl Fn(Place, Instant) -> bool) -> Option<Instant> {
+        let mut found = None;
+        self.places(&mut |place, at, _| {
+            let hit = wanted(place, at);
+            found = hit.then_some(at);
+            hit
+        });
+        found
+    }
+
+    /// The first minislot of which `wanted` says so.
+    fn find_minislot(&self, wanted: impl Fn(Instant) -> bool) -> Option<Instant> {
+        let mut found = None;
+        self.minislots(&mut |at| {
+            let hit = wanted(at);
+            found = hit.then_some(at);
+            hit
+        });
+        found
     }
 
     /// The first call at or after an instant.
     pub fn next_call(&self, after: Instant) -> Option<Instant> {
-        let mut places = self.places();
-        let call = places.find(|(place, at, _)| *place == Place::Call && *at >= after);
-        call.map(|(_, at, _)| at)
+        self.find(|place, at| place == Place::Call && at >= after)
     }
 
     /// When a seat's state and its ranges are due.
     pub fn slots(&self, node: NodeId) -> (Option<Instant>, Option<Instant>) {
-        let find = |wanted: Place| {
-            let mut places = self.places();
-            places.find(|(p, ..)| *p == wanted).map(|(_, at, _)| at)
-        };
-        (find(Place::State(node)), find(Place::Ranges(node)))
+        let of = |wanted| self.find(|place, _| place == wanted);
+        (of(Place::State(node)), of(Place::Ranges(node)))
     }
 
     /// What this plan has for a seat.
@@ -1166,15 +1215,15 @@ impl Plan {
 
     /// The first minislot that starts at or after an instant.
     pub fn next_minislot(&self, after: Instant) -> Option<Instant> {
-        self.minislots().find(|m| *m >= after)
+        self.find_minislot(|at| at >= after)
     }
 
     /// Whether a break that is noticed now was sent in a minislot.
     pub fn in_minislot(&self, now: Instant) -> bool {
         let t = self.timing;
         // It may begin early by a guard and be noticed when it ends.
-        let mut minislots = self.minislots();
-        minislots.any(|m| now + t.guard >= m && now <= m + t.brk + t.guard)
+        let near = |at| now + t.guard >= at && now <= at + t.brk + t.guard;
+        self.find_minislot(near).is_some()
     }
 
     /// End of the orders: when a seat that is not in the table is lost.

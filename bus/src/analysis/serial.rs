@@ -224,7 +224,7 @@ impl Worst {
     fn see(&mut self, plan: &Plan, end: Instant, timing: &Timing) {
         let spans = &mut self.spans;
         let mut slots = 0;
-        for (place, start, minislot) in plan.places() {
+        plan.places(&mut |place, start, minislot| {
             let frame_end = minislot - timing.guard;
             match place {
                 Place::Head => {
@@ -246,18 +246,23 @@ impl Worst {
                 }
                 Place::Call | Place::ToSlave | Place::ToMaster | Place::Join | Place::Idle => {}
             }
-        }
+            false
+        });
         spans.ranging_slots = spans.ranging_slots.max(slots);
         let taken = (plan.ranges - RANGING).max(end);
         spans.ranging = spans.ranging.min(taken.since(end));
         let mut before: Option<Instant> = None;
-        for minislot in plan.minislots().filter(|at| *at >= end) {
+        plan.minislots(&mut |minislot| {
+            if minislot < end {
+                return false;
+            }
             match before {
                 Some(before) => self.gap = self.gap.max(minislot.since(before)),
                 None => self.latest_first = self.latest_first.max(minislot.since(end)),
             }
             before = Some(minislot);
-        }
+            false
+        });
         if let Some(last) = before {
             self.last_minislot = self.last_minislot.min(last);
         }
@@ -267,9 +272,12 @@ impl Worst {
 /// Time in which somebody speaks every superframe.
 fn busy_time(plan: &Plan, timing: &Timing) -> Duration {
     let silent = [Place::Call, Place::Join, Place::Idle];
-    let spoken = plan.places().filter(|(place, ..)| !silent.contains(place));
-    spoken.fold(Duration::ZERO, |sum, (_, start, minislot)| {
-        let span = (minislot - timing.guard).since(start);
-        sum + span
-    })
+    let mut sum = Duration::ZERO;
+    plan.places(&mut |place, start, minislot| {
+        if !silent.contains(&place) {
+            sum = sum + (minislot - timing.guard).since(start);
+        }
+        false
+    });
+    sum
 }

@@ -295,7 +295,12 @@ impl<const SEATS: usize> Serial<SEATS> {
         let Some(plan) = self.plan.first() else {
             return;
         };
-        for (place, start, minislot) in plan.places().skip(self.examined) {
+        let (mut index, before) = (0, self.examined);
+        plan.places(&mut |place, start, minislot| {
+            index += 1;
+            if index <= before {
+                return false;
+            }
             let over = minislot + self.timing.guard;
             let (node, ranges) = match place {
                 Place::State(node) => (Some(node), false),
@@ -304,17 +309,18 @@ impl<const SEATS: usize> Serial<SEATS> {
             };
             if now < over {
                 // The next one on which it depends.
-                if node.is_some_and(|node| core.seats.is_critical(node)) {
+                let depends = node.is_some_and(|node| core.seats.is_critical(node));
+                if depends {
                     self.watch = Some(over);
-                    break;
                 }
-                continue;
+                return depends;
             }
             self.examined += 1;
             if let Some(node) = node {
                 core.seats.slot_over(now, node, start, ranges);
             }
-        }
+            false
+        });
     }
 
     /// When to ask next.

@@ -816,6 +816,8 @@ impl MasterClock {
     }
 
     /// A span of the master's, on our clock.
+    // Once, not in every medium.
+    #[inline(never)]
     fn stretch(&self, span: Duration) -> Duration {
         let more = self.drift(span).unwrap_or(0);
         Duration::from_nanos(span.as_nanos().saturating_add_signed(more))
