@@ -614,6 +614,11 @@ impl Parser {
         self.run = 0;
     }
 
+    /// Whether nothing came that may be the beginning of a frame.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// A break came in a minislot, which may be one behind a piece.
     pub fn cut(&mut self, timing: &Timing) {
         if !self.at_cut(timing) {

@@ -485,6 +485,28 @@ fn a_trip_of_one_or_of_all_is_seen_within_a_millisecond_or_two_at_115200_baud() 
     }
 }
 
+/// At 115 200 baud beacon and orders come in pieces of 18 characters. Whatever a piece begins with, it is no message for
+/// the master.
+#[test]
+fn no_order_is_lost_for_what_is_in_it() {
+    let mut line = Line::new(BusKind::Rs485At115k, [1, 2]);
+    line.run_until(ms(3_000));
+    let to = line.slaves[0].link.node();
+    assert!(to.is_some());
+    line.slaves[0].events.clear();
+    for byte in 0..=255u32 {
+        let order = Order::Balance(byte * 0x0101_0101);
+        line.master.command(Command { to, order }).expect("room");
+        if byte % 2 == 1 {
+            line.run_for(Schedule::for_bus(BusKind::Rs485At115k).cycle);
+        }
+    }
+    line.run_for(Duration::from_secs(1));
+    let heard = line.slaves[0].events.iter();
+    let orders = heard.filter(|(_, e)| matches!(e, SlaveEvent::Order(Order::Balance(_))));
+    assert_eq!(orders.count(), 256);
+}
+
 #[test]
 fn a_trip_between_the_pieces_of_a_beacon_is_heard_by_all_and_the_beacon_too() {
     let kind = BusKind::Rs485At115k;

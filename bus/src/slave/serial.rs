@@ -129,9 +129,10 @@ impl Serial {
     }
 
     pub(super) fn handle_bytes(&mut self, core: &mut Core, now: Instant, bytes: &[u8]) {
-        // Most of what is on the line is for the master and comes in one piece.
+        // Most of what is on the line is for the master and comes in one piece. What looks so may be the next piece of a frame.
         let seats = core.schedule.seats;
         if let Some(kind) = bytes.first()
+            && self.parser.is_empty()
             && superframe::is_for_master(*kind)
             && superframe::length(*kind, seats) == Some(bytes.len())
         {
