@@ -42,6 +42,8 @@ pub(super) struct Can {
     confirm_in: Option<Mailbox>,
     /// The mailbox with our trip.
     trip_in: Option<Mailbox>,
+    /// What is in the mailbox of management is a claim, and not what is left from before we lost our seat.
+    claiming: bool,
     counters: [u8; 16],
     sync: Receiver,
     orders: Receiver,
@@ -73,6 +75,7 @@ impl Can {
             prompt: false,
             confirm_in: None,
             trip_in: None,
+            claiming: false,
             counters: [0; 16],
             sync: Receiver::Nothing,
             orders: Receiver::Nothing,
@@ -106,6 +109,7 @@ impl Can {
             prompt,
             confirm_in,
             trip_in,
+            claiming,
             counters,
             sync,
             orders,
@@ -116,7 +120,7 @@ impl Can {
         p.value((*drowned).min(8).into());
         let due = [*summary_due, *detail_out, *confirm_due].map(u64::from);
         let prompt = u64::from(*confirm_due && *prompt);
-        p.value(due[0] | due[1] << 1 | due[2] << 2 | prompt << 3);
+        p.value(due[0] | due[1] << 1 | due[2] << 2 | prompt << 3 | u64::from(*claiming) << 4);
         let all = snapshot.is_some().into();
         p.value(u64::from_le_bytes([
             *cycle, details.0, details.1, all, pairs.0, pairs.1, 0, 0,
@@ -343,6 +347,7 @@ impl Can {
             self.confirm_in = None;
             return;
         }
+        let claimed = mailbox == Mailbox::Management && core::mem::take(&mut self.claiming);
         if mailbox != Mailbox::Management || core::mem::take(&mut self.detail_out) {
             core.stats.sent += 1;
         }
@@ -351,7 +356,7 @@ impl Can {
                 *trying = None;
                 self.drowned = 0;
             }
-            Seat::Seeking { .. } if mailbox == Mailbox::Management => core.claimed(now),
+            Seat::Seeking { .. } if claimed => core.claimed(now),
             _ => {}
         }
     }
@@ -425,6 +430,7 @@ impl Can {
             Mailbox::Cyclic => self.poll_cyclic(core, now),
             Mailbox::Management => {
                 self.detail_out = false;
+                self.claiming = false;
                 if let Some(frame) = self.poll_joining(core, now) {
                     return Some(CanOut {
                         frame,
@@ -559,6 +565,7 @@ impl Can {
             // A claim that is polled for again was given up by the controller (bus off).
             let due = core.claim_at(now);
             let due = due.is_some_and(|at| now >= at || at == Instant::MAX);
+            self.claiming = due;
             let uid = core.uid;
             return due.then(|| join::claim(uid, core.claim())).flatten();
         };

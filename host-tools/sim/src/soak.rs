@@ -725,6 +725,12 @@ mod tests {
             (Can500k, 60_021_317, "four missed their first SYNC"),
             (
                 Can500k,
+                100_403_598,
+                "a frame from before took the claim's place",
+            ),
+            (CanFd, 50_033_087, "unheard, while it heard SYNC"),
+            (
+                Can500k,
                 50_010_058,
                 "repeated by its controller, and quarantined for it",
             ),
