@@ -254,20 +254,14 @@ pub enum Message {
 
 impl Message {
     /// The slave that says it.
-    pub const fn node(&self) -> Option<NodeId> {
+    pub fn node(&self) -> Option<NodeId> {
         match self {
-            Self::Alarm(node, _)
-            | Self::Summary(node, _)
-            | Self::CellChunk { node, .. }
-            | Self::TempChunk { node, .. }
-            | Self::RangeChunk { node, .. }
-            | Self::State(node, _)
-            | Self::Ranges(node, _) => Some(*node),
-            Self::Trip | Self::Sync(_) | Self::Command(_) => None,
+            Self::Command(_) => None,
+            _ => NodeId::new(crate::wire::data_id(self).node()),
         }
     }
 
-    fn set_node(&mut self, new: NodeId) {
+    fn node_mut(&mut self) -> Option<&mut NodeId> {
         match self {
             Self::Alarm(node, _)
             | Self::Summary(node, _)
@@ -275,8 +269,8 @@ impl Message {
             | Self::TempChunk { node, .. }
             | Self::RangeChunk { node, .. }
             | Self::State(node, _)
-            | Self::Ranges(node, _) => *node = new,
-            Self::Trip | Self::Sync(_) | Self::Command(_) => {}
+            | Self::Ranges(node, _) => Some(node),
+            Self::Trip | Self::Sync(_) | Self::Command(_) => None,
         }
     }
 }
@@ -552,30 +546,16 @@ pub enum MasterEvent {
 
 impl MasterEvent {
     /// Whom it is about, if that has a seat.
-    pub const fn node(&self) -> Option<NodeId> {
+    pub(crate) fn node_mut(&mut self) -> Option<&mut NodeId> {
         match self {
             Self::Joined { node, .. }
             | Self::Left { node, .. }
             | Self::Duplicate { node, .. }
             | Self::Rejected { node, .. }
-            | Self::Datagram(node) => Some(*node),
-            Self::Message(message) => message.node(),
+            | Self::Datagram(node) => Some(node),
+            Self::Message(message) => message.node_mut(),
             Self::Refused { .. } | Self::Trip => None,
         }
-    }
-
-    /// The same about another seat.
-    pub(crate) fn with_node(mut self, new: NodeId) -> Self {
-        match &mut self {
-            Self::Joined { node, .. }
-            | Self::Left { node, .. }
-            | Self::Duplicate { node, .. }
-            | Self::Rejected { node, .. }
-            | Self::Datagram(node) => *node = new,
-            Self::Message(message) => message.set_node(new),
-            Self::Refused { .. } | Self::Trip => {}
-        }
-        self
     }
 }
 

@@ -11,8 +11,8 @@
 //! equal length begin together, on CAN for good.
 
 use crate::{
-    Busy, CanFrame, CanOut, Capabilities, Command, Mailbox, MasterEvent, MasterLink, MasterStats,
-    Schedule, SerialOut,
+    Busy, CanFrame, CanOut, Capabilities, Command, Mailbox, MasterEvent, MasterLink, Schedule,
+    SerialOut,
 };
 use helio_units::{Duration, Instant, NodeId, TagId, Uid};
 
@@ -206,13 +206,6 @@ impl<const BUSES: usize, const SEATS: usize> Trunk<BUSES, SEATS> {
         }
     }
 
-    /// See [`MasterLink::remove`].
-    pub fn remove(&mut self, now: Instant, node: NodeId) {
-        if let Some((link, seat)) = self.link(node) {
-            link.remove(now, seat);
-        }
-    }
-
     /// See [`MasterLink::send_datagram`]. Each bus carries two at once.
     pub fn send_datagram(&mut self, node: NodeId, datagram: &[u8]) -> Result<(), Busy> {
         let (link, seat) = self.link(node).ok_or(Busy)?;
@@ -234,11 +227,6 @@ impl<const BUSES: usize, const SEATS: usize> Trunk<BUSES, SEATS> {
     pub fn member(&self, node: NodeId) -> Option<(Uid, Capabilities)> {
         let (bus, seat) = self.seat(node)?;
         self.links().get(bus)?.member(seat)
-    }
-
-    /// Counters of a bus since the start.
-    pub fn stats(&self, bus: usize) -> Option<MasterStats> {
-        Some(self.links().get(bus)?.stats())
     }
 
     fn links(&self) -> &[MasterLink<SEATS>] {
@@ -295,7 +283,7 @@ impl<const BUSES: usize, const SEATS: usize> Trunk<BUSES, SEATS> {
     }
 
     /// News of one of several buses: what the core above is told of it.
-    fn look_at(&mut self, bus: usize, event: MasterEvent) -> Option<MasterEvent> {
+    fn look_at(&mut self, bus: usize, mut event: MasterEvent) -> Option<MasterEvent> {
         match &event {
             MasterEvent::Trip => {
                 let now = self.links().get(bus)?.now()?;
@@ -316,11 +304,12 @@ impl<const BUSES: usize, const SEATS: usize> Trunk<BUSES, SEATS> {
             }
             _ => {}
         }
-        let node = event.node().and_then(|seat| self.node((bus, seat)));
-        Some(match node {
-            Some(node) => event.with_node(node),
-            None => event,
-        })
+        if let Some(seat) = event.node_mut()
+            && let Some(node) = self.node((bus, *seat))
+        {
+            *seat = node;
+        }
+        Some(event)
     }
 }
 

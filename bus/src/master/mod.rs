@@ -274,8 +274,8 @@ impl<const SEATS: usize> MasterLink<SEATS> {
         let _ = core.remove(core.now.unwrap_or_default(), node);
         // Nor of what it said since.
         for _ in 0..core.events.len() {
-            if let Some(event) = core.events.pop_front()
-                && event.node() != Some(node)
+            if let Some(mut event) = core.events.pop_front()
+                && event.node_mut().is_none_or(|its| *its != node)
             {
                 let _ = core.events.push_back(event);
             }

@@ -937,8 +937,9 @@ impl Rack {
             }
         }
         let tripped = unit.core.is_tripped();
-        if tripped && !unit.tripped {
-            unit.tripped_at = Some(unit.sampled_at);
+        let trips = (tripped && !unit.tripped).then_some(unit.sampled_at);
+        if trips.is_some() {
+            unit.tripped_at = trips;
             self.stats.trips += 1;
             let decision = now.since(unit.sampled_at).as_nanos();
             self.stats.decision_max_ns = self.stats.decision_max_ns.max(Some(decision));
@@ -947,7 +948,6 @@ impl Rack {
                 self.stats.reaction_max_ns = self.stats.reaction_max_ns.max(Some(reaction));
             }
         }
-        let trips = (tripped && !unit.tripped).then_some(unit.sampled_at);
         unit.tripped = tripped;
         // In a rack, seats of one bus after those of another.
         let first = self.buses[unit.bus].units.start;
